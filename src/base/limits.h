@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+
+#include "base/units.h"
+
+// Every bound of Peplos in one place. A queue that is full answers `busy`; none grows.
+namespace peplos::limits {
+
+// Volumes.
+inline constexpr uint64_t kVolumeBytesMin = 1 * kMiB;
+inline constexpr uint64_t kVolumeBytesMax = 64 * kTiB;
+inline constexpr uint64_t kVolumeBytesDefault = 10 * kGiB;
+inline constexpr uint32_t kVolumeCountMax = 100'000;
+inline constexpr uint32_t kVolumeNameBytesMax = 128;
+
+// I/O. One call covers at most this much; doors split what is larger.
+inline constexpr uint32_t kIoBytesMax = 1 * kMiB;
+// From here on a write's payload goes straight into a segment (DESIGN section 4).
+inline constexpr uint32_t kLargeWriteBytes = 128 * kKiB;
+inline constexpr uint32_t kVolumeIoCountMax = 1024;
+
+// Journal.
+inline constexpr uint32_t kFrameBytesMax = 512 * kKiB;
+inline constexpr uint32_t kCommitPayloadBytesMax = 256 * kKiB;
+inline constexpr uint32_t kRecordBodyBytesMax = 192 * kKiB;
+inline constexpr uint64_t kRingBytesDefault = 1 * kGiB;
+inline constexpr uint64_t kRingBytesMin = 16 * kMiB;
+inline constexpr uint32_t kRingQueueCountMax = 8192;
+inline constexpr uint64_t kEnsembleTailBytesMax = 64 * kMiB;
+
+// Segments.
+inline constexpr uint64_t kSegmentBytesMax = 32 * kMiB;
+inline constexpr uint64_t kSegmentBytesMin = 1 * kMiB;
+inline constexpr uint64_t kSegmentUnitBytes = kSegmentBytesMin;
+
+// Map: a leaf covers 4 MiB of LBA space.
+inline constexpr uint32_t kLeafBlocks = 1024;
+inline constexpr uint32_t kSegmentIndexMax = (1u << 26) - 1;
+
+// Memory.
+inline constexpr uint64_t kOverlayBytesDefault = 256 * kMiB;
+inline constexpr uint64_t kLeafCacheBytesDefault = 256 * kMiB;
+
+// Doors.
+inline constexpr uint32_t kHttpBodyBytesMax = 1 * kMiB;
+inline constexpr uint32_t kJsonDepthMax = 32;
+inline constexpr uint32_t kHttpConnectionsMax = 256;
+
+}  // namespace peplos::limits
