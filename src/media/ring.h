@@ -1,0 +1,237 @@
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "format/frame.h"
+#include "format/record.h"
+#include "runtime/env.h"
+#include "runtime/gate.h"
+
+namespace peplos::media {
+
+using runtime::Task;
+
+class DeviceState;
+class Ring;
+
+// Where a record lies in its ring, until it is released.
+struct RecordPosition {
+    uint64_t frame_sequence = 0;   // 0: nowhere
+    uint32_t metadata_offset = 0;  // bytes from the frame's start to the record's encoding
+    uint32_t payload_offset = 0;   // bytes from the frame's start to the record's payload
+    bool operator==(const RecordPosition&) const = default;
+};
+
+// Who may take how much of a ring that runs short.
+enum class Urgency : uint8_t {
+    user,      // data: leaves the reserve alone
+    reappend,  // moving old records so that space becomes free: half of the reserve
+    meta,      // records that free space or must never wait (meta, zero, fences): all of it
+};
+
+// A right to append: `bytes` of the ring are set aside until the append is committed or the
+// admission is destroyed. So a record that has its LSN never waits for space.
+class [[nodiscard]] Admission {
+  public:
+    Admission() = default;
+    Admission(Admission&& other) noexcept
+        : ring_(std::exchange(other.ring_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    Admission& operator=(Admission&& other) noexcept {
+        std::swap(ring_, other.ring_);
+        std::swap(bytes_, other.bytes_);
+        return *this;
+    }
+    ~Admission();
+    uint64_t bytes() const { return bytes_; }
+    explicit operator bool() const { return ring_ != nullptr; }
+
+  private:
+    friend class Ring;
+    Admission(Ring* ring, uint64_t bytes) : ring_(ring), bytes_(bytes) {}
+    Ring* ring_ = nullptr;
+    uint64_t bytes_ = 0;
+};
+
+// Resumptions that one commit caused; the ring posts them together, once.
+using Resumes = std::vector<std::move_only_function<void()>>;
+
+// Told once how an append ended, from the ring's commit loop, in submit order. It must not call
+// into the ring; work that it wakes goes into `resumes`. `record` is the ring's; it may be moved
+// from. It must outlive the append.
+class AppendSink {
+  public:
+    virtual void on_append(Result<RecordPosition> result, format::Record& record,
+                           Resumes& resumes) = 0;
+
+  protected:
+    ~AppendSink() = default;
+};
+
+// A record that the scan at open found, in ring order. Released ones may be among them: the
+// journal knows which are still needed and releases the others.
+struct RecoveredRecord {
+    format::Record record;  // without payload
+    RecordPosition position;
+    bool payload_is_good = true;
+};
+// A frame that was acknowledged and cannot be read.
+struct LostFrame {
+    uint64_t sequence = 0;
+    uint64_t device_offset = 0;
+    // What the next frame says was in it. Not known: any volume may have lost its last record.
+    bool witnesses_known = false;
+    std::vector<format::FrameWitness> witnesses;
+    uint64_t position_in_order = 0;  // how many recovered records precede it
+};
+struct RingRecovery {
+    std::vector<RecoveredRecord> records;
+    std::vector<LostFrame> lost_frames;
+    bool torn_tail = false;
+    uint64_t torn_tail_offset = 0;  // device offset
+    uint64_t frames_scanned = 0;
+};
+
+struct RingStats {
+    uint64_t ring_bytes = 0;
+    uint64_t used_bytes = 0;    // between tail and head
+    uint64_t pinned_bytes = 0;  // of it, in records not released
+    uint64_t admitted_bytes = 0;
+    uint64_t appended_bytes = 0;  // since open, frames as written
+    uint64_t commits = 0;
+    uint64_t records = 0;
+    uint64_t user_waits = 0;  // admissions that had to wait
+};
+
+// The journal ring of a device: all volumes' records, one group commit for all of them.
+//
+// Invariants
+//   1. One commit is in flight, an RWF_DSYNC write; so after a power cut only the newest frame
+//      can be torn, and any other unreadable frame is corruption.
+//   2. Frames between tail and head are never overwritten; the tail is the oldest frame that
+//      holds a record not yet released.
+//   3. Admitted, queued and used bytes never exceed the ring; a queued record always has room.
+//   4. After a failed write nothing is written any more: every append gives io_error.
+// Relax 1 and a corrupt acknowledged record passes for a torn one and is silently dropped.
+//
+// Lives on one executor. Format: docs/formats/ring.md.
+class Ring {
+  public:
+    Ring(DeviceState& device, uint64_t offset, uint64_t bytes);
+    ~Ring();
+    Ring(const Ring&) = delete;
+    Ring& operator=(const Ring&) = delete;
+
+    // Reads the whole ring, finds tail and head and begins this boot with a frame of its own, so
+    // that what was found is settled: it neither comes nor goes any more. Call once, first.
+    // Errors: io_error, corrupt (frames that contradict each other), unsupported.
+    Task<Result<void>> recover();
+    // What recover() found; empty afterwards.
+    RingRecovery take_recovery() { return std::move(recovery_); }
+
+    // Sets room aside at once, or gives an empty Admission (short of space, or others wait).
+    Admission try_admit(uint64_t cost_bytes, Urgency urgency);
+    // The same, waiting in line for `user`. Errors: busy (kRingQueueCountMax wait already; or
+    // meta and reappend find no room), io_error, stopping, invalid_argument (can never fit).
+    Task<Result<Admission>> admit(uint64_t cost_bytes, Urgency urgency);
+
+    // Queues the record at once, in call order; never suspends. The frame goes out at once when
+    // nothing is in flight, otherwise with what gathers until then.
+    // Requires: validate(record); admission.bytes() >= ring_cost_bytes(record).
+    void submit(format::Record record, Admission admission, AppendSink* sink);
+    // submit() and wait. Errors of the device: io_error (for good); stopping.
+    Task<Result<RecordPosition>> append(format::Record record, Admission admission);
+
+    // The record needs its place no more. Requires: a position not released before.
+    void release(RecordPosition position);
+
+    // Reads a record back, its payload in one buffer of its own. Requires: not released.
+    // Errors: corrupt (names device and offset), io_error.
+    Task<Result<format::Record>> read(RecordPosition position);
+    // Several, in order, with few large reads; each fails alone. `positions` ascending reads best.
+    Task<std::vector<Result<format::Record>>> read_many(std::vector<RecordPosition> positions);
+
+    // Device offset of the record's frame, for messages. Requires: not released.
+    uint64_t device_offset_of(RecordPosition position) const;
+    // Frames up to this one hold nothing anyone needs; the oldest frame with a needed record.
+    uint64_t tail_sequence() const;
+    uint64_t newest_sequence() const { return sequence_next_ - 1; }
+    // Bytes a user admission could still take now.
+    uint64_t free_bytes(Urgency urgency) const;
+    uint64_t ring_bytes() const { return ring_bytes_; }
+    // True when less than a quarter is free: time to move or drain what the tail holds.
+    bool is_short() const;
+    // Resolves when is_short() may have become true, or on stop.
+    Task<void> wait_short();
+    RingStats stats() const;
+
+    // Ends the boot: no new admissions, what is queued is committed, then a last frame that makes
+    // any later damage to the others distinguishable from a torn tail.
+    Task<void> close();
+
+  private:
+    friend class Admission;
+    friend class RingScan;
+    struct Pending {
+        format::Record record;
+        Admission admission;
+        AppendSink* sink;
+        uint32_t encoded_bytes;
+    };
+    struct Frame {
+        uint64_t log_offset = 0;
+        uint32_t bytes = 0;
+        uint32_t pins = 0;
+        uint32_t metadata_bytes = 0;
+        uint64_t pinned_bytes = 0;
+    };
+    struct Batch {
+        std::vector<Pending> records;
+        std::vector<RecordPosition> positions;
+        uint32_t metadata_bytes = 0;
+        uint32_t payload_bytes = 0;
+    };
+
+    void give_back(uint64_t bytes);
+    void kick();
+    Task<void> commit_loop();
+    void gather(Batch& batch);
+    std::vector<Buffer> encode(Batch& batch, uint64_t log_offset);
+    Task<Result<void>> commit(Batch& batch);
+    void complete(Batch& batch, const Result<void>& outcome);
+    void fail_queued();
+    void advance_tail();
+    Frame& frame_at(uint64_t sequence);
+    const Frame& frame_at(uint64_t sequence) const;
+    uint64_t log_offset_for(uint64_t frame_bytes) const;
+    uint64_t used_bytes() const;
+    uint64_t reserve_left(Urgency urgency) const;
+
+    DeviceState& device_;
+    const uint64_t ring_offset_;
+    const uint64_t ring_bytes_;
+
+    std::deque<Pending> queue_;
+    std::deque<Frame> frames_;  // tail first; contiguous sequences
+    uint64_t sequence_first_ = 1;
+    uint64_t sequence_next_ = 1;
+    uint64_t head_ = 0;  // log offset after the newest frame
+    uint64_t admitted_bytes_ = 0;
+    uint64_t pinned_bytes_ = 0;
+    size_t user_waiting_ = 0;
+    bool committing_ = false;
+    bool closing_ = false;
+    std::vector<format::FrameWitness> witnesses_;  // of the newest frame
+    bool witnesses_complete_ = true;
+    Buffer metadata_;
+    Batch batch_;
+    RingRecovery recovery_;
+    RingStats counters_;
+    runtime::WaitList space_;
+    runtime::WaitList short_;
+    runtime::Gate gate_;
+};
+
+}  // namespace peplos::media
