@@ -42,6 +42,23 @@ inline constexpr uint32_t kSegmentIndexMax = (1u << 26) - 1;
 inline constexpr uint64_t kOverlayBytesDefault = 256 * kMiB;
 inline constexpr uint64_t kLeafCacheBytesDefault = 256 * kMiB;
 
+// Control store.
+inline constexpr uint32_t kStoreKeyBytesMax = 512;
+inline constexpr uint32_t kStoreValueBytesMax = 64 * kKiB;
+inline constexpr uint32_t kStoreTransactionKeysMax = 64;
+inline constexpr uint32_t kStoreListCountMax = 1000;
+inline constexpr uint32_t kStoreMailboxCountMax = 1024;
+inline constexpr uint32_t kStoreWatchCountMax = 256;
+inline constexpr uint32_t kStoreWatchEventsMax = 256;
+inline constexpr uint32_t kStoreHistoryEventsMax = 4096;
+inline constexpr uint64_t kStoreHistoryBytesMax = 16 * kMiB;
+inline constexpr uint32_t kNodeAddressesMax = 16;
+inline constexpr uint32_t kEnsembleMembersMax = 3;
+inline constexpr uint32_t kVolumeLabelsMax = 64;
+inline constexpr uint32_t kVolumeLabelBytesMax = 4096;
+inline constexpr uint32_t kPathBytesMax = 4096;
+inline constexpr uint32_t kMkfsOptionsBytesMax = 1024;
+
 // Doors.
 inline constexpr uint32_t kHttpBodyBytesMax = 1 * kMiB;
 inline constexpr uint32_t kJsonDepthMax = 32;
