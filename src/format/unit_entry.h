@@ -7,6 +7,7 @@
 #include "base/ids.h"
 #include "base/limits.h"
 #include "base/result.h"
+#include "format/segment_kind.h"
 
 // The unit table says what exists on a device: one entry per unit of kSegmentUnitBytes.
 // Format: docs/formats/units.md.
@@ -15,9 +16,6 @@ namespace peplos::format {
 inline constexpr uint32_t kUnitEntryBytes = 64;
 inline constexpr uint32_t kUnitEntriesPerBlock = kBlockBytes / kUnitEntryBytes;
 using UnitEntryBytes = std::array<std::byte, kUnitEntryBytes>;
-
-enum class SegmentKind : uint8_t { data = 1, map = 2 };
-std::string_view name_of(SegmentKind kind);
 
 enum class UnitState : uint8_t {
     used = 1,      // the first unit of a segment's run; the run's other entries mean nothing

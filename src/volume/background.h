@@ -1,0 +1,26 @@
+#pragma once
+
+#include "runtime/task.h"
+
+namespace peplos::volume {
+
+class Volume;
+
+// What works behind the volumes of a node (the keeper), as fabric and the volumes see it.
+//
+// Fabric calls opened() right after Volume::open() or create() and awaits closing() before it
+// calls close(), stop() or destroys the object: afterwards nothing of the background touches it.
+// The volumes call wants() themselves. Lives on the storage core.
+class Background {
+  public:
+    virtual ~Background() = default;
+    virtual void opened(Volume& volume) = 0;
+    // Ends the background's work on the volume (at the next bounded step) and forgets it.
+    virtual runtime::Task<void> closing(Volume& volume) = 0;
+
+    // Something crossed a bound: look at the volume's pressure() soon. Called at most once per
+    // bound crossed, synchronously, from hot paths: it only takes a note.
+    virtual void wants(Volume& volume) = 0;
+};
+
+}  // namespace peplos::volume

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/limits.h"
+#include "media/segment_store.h"
+#include "replica/journal.h"
+#include "runtime/env.h"
+#include "runtime/sync.h"
+
+namespace peplos::volume {
+
+class Background;
+class LeafCache;
+
+// Bounds what all volumes of a node hold in RAM that is not drained yet. A write that finds no
+// room waits in line while drains run.
+class OverlayBudget {
+  public:
+    explicit OverlayBudget(uint64_t bytes = limits::kOverlayBytesDefault)
+        : total_(bytes), semaphore_(bytes) {}
+    bool try_take(uint64_t bytes) { return semaphore_.try_acquire(bytes); }
+    runtime::Task<void> take(uint64_t bytes) { return semaphore_.acquire(bytes); }
+    void give_back(uint64_t bytes) { semaphore_.release(bytes); }
+    // Recovery takes what the journal holds, even beyond the bound: it cannot wait.
+    void take_regardless(uint64_t bytes);
+    uint64_t total_bytes() const { return total_; }
+    uint64_t used_bytes() const { return total_ + debt_ - semaphore_.available(); }
+    size_t waiting() const { return semaphore_.waiting(); }
+
+  private:
+    uint64_t total_;
+    uint64_t debt_ = 0;
+    runtime::Semaphore semaphore_;
+};
+
+// Which part of the devices' free units is promised to data that is acknowledged but not drained.
+//
+// Invariant: promised units + the stores' reserves <= free units, at every promise. Relax it and
+// acknowledged data cannot be drained: the node wedges full (DESIGN P7).
+class SpaceBudget {
+  public:
+    explicit SpaceBudget(std::vector<media::SegmentStore*> stores) : stores_(std::move(stores)) {}
+    void add_store(media::SegmentStore* store) { stores_.push_back(store); }
+    const std::vector<media::SegmentStore*>& stores() const { return stores_; }
+
+    // Promises `units` more. False: the devices are full (up to the reserve).
+    bool try_promise(uint64_t units);
+    // Recovery promises what it found, whatever is free.
+    void promise_regardless(uint64_t units) { promised_units_ += units; }
+    void give_back(uint64_t units) {
+        CHECK(units <= promised_units_);
+        promised_units_ -= units;
+    }
+    uint64_t promised_units() const { return promised_units_; }
+    uint64_t free_units() const;  // on all stores, the reserve included
+    uint64_t total_units() const;
+    uint64_t reserve_units() const;
+    // What user data may still take: free - reserve - promised; 0 when there is less.
+    uint64_t available_units() const;
+
+  private:
+    std::vector<media::SegmentStore*> stores_;
+    uint64_t promised_units_ = 0;
+};
+
+// What the volumes of one node share; it outlives them. Lives on the storage core.
+//
+//     volume::LeafCache cache(limits::kLeafCacheBytesDefault);
+//     volume::OverlayBudget overlay;
+//     volume::SpaceBudget space({&device->segments()});
+//     volume::Resources resources{env, *journal, cache, overlay, space, &keeper};
+struct Resources {
+    runtime::Env env;
+    replica::Journal& journal;  // of the home device
+    LeafCache& leaf_cache;
+    OverlayBudget& overlay;
+    SpaceBudget& space;  // and through it the segment stores; new segments go to the emptiest
+    // Null: volumes drain and checkpoint by themselves, and nothing is cleaned (tests, tools).
+    Background* background = nullptr;
+};
+
+}  // namespace peplos::volume
