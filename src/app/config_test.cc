@@ -1,0 +1,141 @@
+#include "app/config.h"
+
+#include <gtest/gtest.h>
+
+#include "app/logging.h"
+
+namespace peplos::app {
+namespace {
+
+std::string refusal(std::string_view text) {
+    auto config = parse_config(text, "peplosd.toml");
+    if (config) config = completed(*config);
+    return config ? "accepted" : config.error().message();
+}
+
+TEST(Config, ReadsEveryKey) {
+    auto config = parse_config(R"(
+        node_name = "anna"
+        state_dir = "/srv/peplos"
+        run_dir = "/run/p"
+        [plugin]
+        name = "cloth"
+        [api]
+        tcp = ""
+        [cache]
+        overlay = "64MiB"
+        map = 33554432
+        [log]
+        level = "debug"
+        format = "json"
+        [[device]]
+        path = "/srv/peplos/device0"
+        size = "20GiB"
+        class = "ssd"
+        [[device]]
+        path = "/dev/nvme1n1"
+    )",
+                               "f");
+    ASSERT_TRUE(config.has_value()) << config.error().text();
+    config = completed(*config);
+    ASSERT_TRUE(config.has_value()) << config.error().text();
+    EXPECT_EQ(config->plugin_socket, "/run/docker/plugins/cloth.sock");
+    EXPECT_EQ(config->api_socket, "/run/p/api.sock");
+    EXPECT_EQ(config->mount_dir, "/run/p/mnt");
+    EXPECT_EQ(config->api_tcp, "");
+    EXPECT_EQ(config->overlay_bytes, 64 * kMiB);
+    EXPECT_EQ(config->leaf_cache_bytes, 32 * kMiB);
+    EXPECT_EQ(config->log_format, LogFormat::json);
+    ASSERT_EQ(config->devices.size(), 2u);
+    EXPECT_EQ(config->devices[0].create_bytes, 20 * kGiB);
+    EXPECT_EQ(config->devices[1].path, "/dev/nvme1n1");
+}
+
+TEST(Config, PrintedConfigurationReadsBackEqual) {
+    auto config = completed({.node_name = "n", .devices = {{"/x", kGiB, "hdd"}, {"/y", 0, ""}}});
+    ASSERT_TRUE(config.has_value());
+    auto again = parse_config(print_config(*config), "again");
+    ASSERT_TRUE(again.has_value()) << again.error().text();
+    EXPECT_EQ(print_config(*again), print_config(*config));
+    EXPECT_EQ(again->devices, config->devices);
+}
+
+TEST(Config, RefusesWhatItDoesNotKnowWithLineAndList) {
+    std::string message = refusal("state_dir = \"/a\"\nstat_dir = \"/b\"\n");
+    EXPECT_NE(message.find("peplosd.toml line 2: unknown key \"stat_dir\""), std::string::npos)
+        << message;
+    EXPECT_NE(message.find("state_dir"), std::string::npos);
+    message = refusal("[plugin]\nsock = \"/a\"\n");
+    EXPECT_NE(message.find("\"plugin.sock\"; known here: name, socket"), std::string::npos)
+        << message;
+}
+
+TEST(Config, RefusesBadValues) {
+    EXPECT_NE(refusal("state_dir = 5").find("must be a text in quotes"), std::string::npos);
+    EXPECT_NE(refusal("state_dir = \"here\"").find("absolute path"), std::string::npos);
+    EXPECT_NE(refusal("plugin = 3").find("must be a table"), std::string::npos);
+    EXPECT_NE(refusal("device = []").find("[[device]]"), std::string::npos);
+    EXPECT_NE(refusal("[cache]\noverlay = \"much\"").find("cache.overlay"), std::string::npos);
+    EXPECT_NE(refusal("[cache]\noverlay = -1").find("cache.overlay"), std::string::npos);
+    EXPECT_NE(refusal("[cache]\noverlay = \"1MiB\"").find("at least 16MiB"), std::string::npos);
+    EXPECT_NE(refusal("[log]\nlevel = \"loud\"").find("debug, info"), std::string::npos);
+    EXPECT_NE(refusal("[log]\nformat = \"xml\"").find("text, json"), std::string::npos);
+    EXPECT_NE(refusal("[api]\ntcp = \"nowhere\"").find("host:port"), std::string::npos);
+    EXPECT_NE(refusal("[api]\ntcp = \"h:99999\"").find("host:port"), std::string::npos);
+    EXPECT_NE(refusal("[plugin]\nname = \"a/b\"").find("plugin.name"), std::string::npos);
+    EXPECT_NE(refusal("[[device]]\npath = \"/d\"\n[[device]]\npath = \"/d\"").find("twice"),
+              std::string::npos);
+    EXPECT_NE(refusal("[[device]]\npath = \"/d\"\nclass = \"tape\"").find("nvme, ssd, hdd"),
+              std::string::npos);
+    EXPECT_NE(refusal("= = =").find("line 1"), std::string::npos);
+    EXPECT_NE(refusal("run_dir = \"/" + std::string(120, 'x') + "\"").find("107"),
+              std::string::npos);
+    EXPECT_EQ(refusal(""), "accepted");
+}
+
+Result<DaemonOptions> options(std::vector<const char*> flags) {
+    flags.insert(flags.begin(), "peplosd");
+    return read_options(static_cast<int>(flags.size()), flags.data());
+}
+
+TEST(Options, FlagsOverrideTheDefaults) {
+    auto read = options({"--state-dir", "/s", "--api-tcp", "", "--overlay", "32MiB", "--device",
+                         "/d,size=1GiB,class=nvme", "--device", "/e"});
+    ASSERT_TRUE(read.has_value()) << read.error().text();
+    EXPECT_FALSE(read->answer.has_value());
+    EXPECT_EQ(read->config.state_dir, "/s");
+    EXPECT_EQ(read->config.api_tcp, "");
+    EXPECT_EQ(read->config.overlay_bytes, 32 * kMiB);
+    ASSERT_EQ(read->config.devices.size(), 2u);
+    EXPECT_EQ(read->config.devices[0].media_class, "nvme");
+    EXPECT_EQ(read->config.devices[0].create_bytes, kGiB);
+}
+
+TEST(Options, AnswersAndRefusals) {
+    auto help = options({"--help"});
+    ASSERT_TRUE(help.has_value() && help->answer.has_value());
+    EXPECT_NE(help->answer->find("--state-dir"), std::string::npos);
+    auto version = options({"--version"});
+    ASSERT_TRUE(version.has_value() && version->answer.has_value());
+    EXPECT_EQ(*version->answer, "peplosd " PEPLOS_VERSION "\n");
+    EXPECT_FALSE(options({"--colour"}).has_value());
+    EXPECT_FALSE(options({"--overlay", "lots"}).has_value());
+    EXPECT_FALSE(options({"--device", "/d,speed=9"}).has_value());
+    auto missing = options({"--config", "/nowhere/peplosd.toml"});
+    ASSERT_FALSE(missing.has_value());
+    EXPECT_EQ(missing.error().code(), Code::not_found);
+}
+
+TEST(Logging, LiftsKeyValuePairsOutOfTheMessage) {
+    EXPECT_EQ(
+        json_log_line(1'700'000'000'123'456'789, "info", "volume \"x\" opened volume=00ab epoch=3"),
+        R"({"time":"2023-11-14T22:13:20.123456Z","level":"info",)"
+        R"("message":"volume \"x\" opened volume=00ab epoch=3","epoch":"3","volume":"00ab"})");
+    EXPECT_EQ(json_log_line(0, "warn", "a=b c"),
+              R"({"time":"1970-01-01T00:00:00.000000Z","level":"warn","message":"a=b c"})");
+    // Bytes that are no UTF-8 must not stop the log.
+    EXPECT_NE(json_log_line(0, "warn", "x \xff level=9").find("level_"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace peplos::app
