@@ -11,21 +11,79 @@
 // Waiters are resumed through the executor, in the order in which they came, never inline.
 namespace peplos::runtime {
 
+class WaitList;
+
+namespace detail {
+
+class WaitingTasks;
+
+// One suspended task. It stands in two lists at once: the one that will wake it, and the one of
+// everything that waits on its executor's context, which destroys it when the context shuts down.
+// It lives on the suspended task's own stack, so waiting allocates nothing.
+struct Waiter {
+    struct Links {
+        Waiter* previous = nullptr;
+        Waiter* next = nullptr;
+    };
+    Executor executor;
+    std::move_only_function<void()> resume;
+    Links in_list;
+    Links in_context;
+    WaitList* list = nullptr;
+    WaitingTasks* context = nullptr;
+};
+
+template <Waiter::Links Waiter::* kLinks>
+class WaiterChain {
+  public:
+    Waiter* front() const { return first_; }
+    void push_back(Waiter* waiter) {
+        (waiter->*kLinks) = {last_, nullptr};
+        (last_ == nullptr ? first_ : (last_->*kLinks).next) = waiter;
+        last_ = waiter;
+    }
+    void remove(Waiter* waiter) {
+        Waiter::Links& links = waiter->*kLinks;
+        (links.previous == nullptr ? first_ : (links.previous->*kLinks).next) = links.next;
+        (links.next == nullptr ? last_ : (links.next->*kLinks).previous) = links.previous;
+        links = {};
+    }
+
+  private:
+    Waiter* first_ = nullptr;
+    Waiter* last_ = nullptr;
+};
+
+}  // namespace detail
+
 // A list of suspended tasks.
+//
+// A context that shuts down (a core that ends, a simulated process that is killed) destroys the
+// tasks that wait on it, without running them, while the objects that they use still exist.
 class WaitList {
   public:
+    WaitList() = default;
+    WaitList(const WaitList&) = delete;
+    WaitList& operator=(const WaitList&) = delete;
+    ~WaitList();
+
     // Suspends until a wake reaches this waiter. The condition must be checked again afterwards.
     Task<void> wait();
     void wake_one();
     void wake_all();
-    size_t count() const { return waiters_.size(); }
+    size_t count() const { return count_; }
 
   private:
-    struct Waiter {
-        Executor executor;
-        std::move_only_function<void()> resume;
-    };
-    std::deque<Waiter> waiters_;
+    friend class detail::WaitingTasks;
+
+    // Takes it out of both lists.
+    static void unlink(detail::Waiter* waiter);
+
+    detail::WaiterChain<&detail::Waiter::in_list> waiters_;
+    size_t count_ = 0;
+    // The context of the last waiter, to spare a look-up per wait.
+    asio::execution_context* context_ = nullptr;
+    detail::WaitingTasks* waiting_tasks_ = nullptr;
 };
 
 // Set once or many times; wait() returns at once while set.
@@ -38,7 +96,8 @@ class Event {
     void reset() { set_ = false; }
     bool is_set() const { return set_; }
     Task<void> wait() {
-        while (!set_) co_await waiters_.wait();
+        while (!set_)
+            co_await waiters_.wait();
     }
 
   private:
@@ -112,7 +171,8 @@ class Promise {
     bool is_set() const { return value_.has_value(); }
     // Call once.
     Task<T> take() {
-        while (!value_.has_value()) co_await waiters_.wait();
+        while (!value_.has_value())
+            co_await waiters_.wait();
         co_return std::move(*value_);
     }
 

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "base/fault.h"
+#include "sim/random.h"
+
+namespace peplos::sim {
+
+// Answers FAULT and counts PROBE (base/fault.h) while it exists; the latest one made is asked.
+class FaultPlan final : public base::FaultHooks {
+  public:
+    explicit FaultPlan(uint64_t seed)
+        : random_(seed, 0xfa017), outer_(std::exchange(base::fault_hooks, this)) {}
+    FaultPlan(const FaultPlan&) = delete;
+    FaultPlan& operator=(const FaultPlan&) = delete;
+    ~FaultPlan() override {
+        if (base::fault_hooks == this) base::fault_hooks = outer_;
+    }
+
+    // The FAULT of this name is true `count` times, after it was passed `skip` times.
+    void arm(std::string name, uint64_t count = 1, uint64_t skip = 0) {
+        armed_[std::move(name)] = Armed{count, skip, 1000};
+    }
+    // The FAULT of this name is true in `permille` of 1,000 cases, by the seed.
+    void arm_chance(std::string name, uint32_t permille) {
+        armed_[std::move(name)] = Armed{UINT64_MAX, 0, permille};
+    }
+    void disarm(std::string_view name) {
+        if (auto it = armed_.find(name); it != armed_.end()) armed_.erase(it);
+    }
+    // How often the FAULT of this name was true.
+    uint64_t fault_count(std::string_view name) const { return count_in(faults_, name); }
+    // How often the PROBE of this name was passed.
+    uint64_t probe_count(std::string_view name) const { return count_in(probes_, name); }
+    const std::map<std::string, uint64_t, std::less<>>& probes() const { return probes_; }
+
+    bool fault(const char* name) override {
+        if (armed_.empty()) return false;
+        auto it = armed_.find(std::string_view(name));
+        if (it == armed_.end()) return false;
+        Armed& armed = it->second;
+        if (armed.skip != 0) {
+            --armed.skip;
+            return false;
+        }
+        if (armed.count == 0) return false;
+        if (armed.permille != 1000 && !random_.chance(armed.permille)) return false;
+        --armed.count;
+        ++faults_[name];
+        return true;
+    }
+    void probe(const char* name) override {
+        auto it = probes_.find(std::string_view(name));
+        if (it == probes_.end()) it = probes_.emplace(name, 0).first;
+        ++it->second;
+    }
+
+  private:
+    struct Armed {
+        uint64_t count;
+        uint64_t skip;
+        uint32_t permille;
+    };
+    using Counts = std::map<std::string, uint64_t, std::less<>>;
+    static uint64_t count_in(const Counts& counts, std::string_view name) {
+        auto it = counts.find(name);
+        return it == counts.end() ? 0 : it->second;
+    }
+
+    std::map<std::string, Armed, std::less<>> armed_;
+    Counts faults_;
+    Counts probes_;
+    Random random_;
+    base::FaultHooks* outer_;
+};
+
+}  // namespace peplos::sim
