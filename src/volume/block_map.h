@@ -1,0 +1,255 @@
+#pragma once
+
+#include <array>
+#include <bitset>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "format/map_page.h"
+#include "runtime/gate.h"
+#include "runtime/sync.h"
+#include "runtime/task.h"
+#include "volume/leaf_cache.h"
+#include "volume/page_store.h"
+#include "volume/segment_table.h"
+
+namespace peplos::volume {
+
+using format::MapEntry;
+using format::Place;
+using format::RootRef;
+
+struct MapIdentity {
+    VolumeId volume;
+    LineageId lineage;
+};
+
+struct MapUpdate {
+    Lba lba;
+    MapEntry entry;  // unmapped = reads as zeros from now on
+};
+
+struct ZeroExtent {
+    Lba first;
+    uint64_t block_count = 0;
+};
+
+struct Relocation {
+    Lba lba;
+    Place old_place;
+    MapEntry entry;  // never unmapped
+};
+
+// What one meta record does to the map. All three lists ascend by LBA without overlap inside a
+// list; zeros take effect first, then updates, then relocations.
+struct MapChange {
+    Lsn lsn;
+    std::span<const ZeroExtent> zeros;
+    std::span<const MapUpdate> updates;
+    std::span<const Relocation> relocations;
+};
+
+// A volume's map: LBA -> where the block is, and its CRC.
+//
+// A root array of interior pages, made when the first leaf below them is written; each names 1,024
+// leaves; a leaf holds 1,024 blocks. Interior pages and the segment table stay in RAM (under 8 MiB
+// per TiB mapped one block per leaf); leaves live in the node's LeafCache. A volume of 64 TiB
+// without data costs 128 KiB and no time.
+//
+// Invariants
+//   1. State = f(records in LSN order): nothing depends on time, on the cache or on how reads of
+//      leaves interleave.
+//   2. A checkpoint is the state after exactly the changes applied before begin_checkpoint().
+//   3. Every page served was verified against its parent: magic, CRC, identity, sequence.
+//   4. A page of the last durable root is never given up before the next root is durable.
+//
+// States of a checkpoint (one at a time; applies and lookups go on in all of them):
+//
+//   idle -begin_checkpoint-> cut -write_checkpoint-> written -commit_checkpoint-> idle
+//                             |                        |
+//                             +--write failed: idle    +--abort_checkpoint: idle
+//
+// One executor. Tasks borrow the map and their arguments; close() waits for the map's own
+// background work (prefetches); it must be called, and have resolved, before destruction.
+class BlockMap {
+  public:
+    // A new, empty map of `block_count` blocks (at most 64 TiB). Constant time.
+    BlockMap(MapIdentity identity, uint64_t block_count, LeafCache& cache, PageStore& store,
+             runtime::Executor executor);
+    ~BlockMap();
+    BlockMap(const BlockMap&) = delete;
+    BlockMap& operator=(const BlockMap&) = delete;
+
+    // Reads root, interior and segment table pages into this map, which must be new (block_count
+    // is taken from the root). The store cannot know its segments before: the root's own segment
+    // comes from `ref`, all others from the root. Reads run in parallel and neighbours as one.
+    // Errors: corrupt, unsupported, and those of PageStore::read. After an error: destroy the map.
+    runtime::Task<Result<void>> load(RootRef ref);
+    runtime::Task<void> close();
+
+    uint64_t block_count() const { return block_count_; }
+    uint64_t mapped_count() const { return segments_.live_block_count(); }
+    // The LSN of the last complete apply or of the loaded root's meta_lsn.
+    Lsn applied_lsn() const { return applied_lsn_; }
+    // What the last durable checkpoint covers.
+    Lsn durable_drained_lsn() const { return durable_drained_lsn_; }
+    Lsn durable_meta_lsn() const { return segments_.durable_meta_lsn_; }
+    const std::optional<RootRef>& durable_root() const { return durable_root_; }
+    SegmentTable& segments() { return segments_; }
+    const SegmentTable& segments() const { return segments_; }
+
+    // Lookup -------------------------------------------------------------------------------------
+
+    // Fills `out` with the entries of blocks first, first+1, ... when every leaf it needs is in RAM
+    // (or maps nothing). False: call lookup(); `out` is undefined. Never allocates or suspends.
+    // Requires: the range lies inside the volume.
+    bool lookup_cached(Lba first, std::span<MapEntry> out);
+    // The same, loading leaves; concurrent loads of one leaf are one read.
+    // Errors: corrupt (named), and those of PageStore::read.
+    runtime::Task<Result<void>> lookup(Lba first, std::span<MapEntry> out);
+    // Starts to load the leaves of the range in the background; errors show at the next lookup.
+    void prefetch(Lba first, uint64_t block_count);
+
+    // Change -------------------------------------------------------------------------------------
+
+    // Applies one record. Segments it names must be in segments() before. A relocation takes effect
+    // only where the entry still equals old_place. Live counts follow every transition.
+    // Requires: no other apply runs; change.lsn >= applied_lsn(); LBAs inside the volume (equal
+    // LSNs: a record applied in several calls, each complete before the next).
+    // Readers meanwhile see some of it: what an overlay hides must stay hidden until it resolves.
+    // Errors: as lookup; then part of it was applied, and nothing but the same call again (it is
+    // idempotent) may follow: a checkpoint is refused until it succeeded.
+    // Also corrupt: an entry names a segment that the table does not have (named, checked first,
+    // nothing applied).
+    runtime::Task<Result<void>> apply(MapChange change);
+    // Requires: block_count >= block_count(), at most 64 TiB. Part of the state: a `resize` record.
+    void grow(Lsn lsn, uint64_t block_count);
+
+    // Checkpoint ---------------------------------------------------------------------------------
+
+    // Bytes of leaves that the next checkpoint has to write, as they are in RAM.
+    uint64_t dirty_bytes() const { return dirty_bytes_; }
+    // Fixes the cut, in time proportional to the interior pages and stale table pages; no I/O.
+    // `drained_lsn`, `meta_lsn`: what the state covers, for recovery.
+    // Errors: busy (a checkpoint runs, or an apply does or has failed).
+    Result<void> begin_checkpoint(Lsn drained_lsn, Lsn meta_lsn);
+    // Writes the cut: leaves, interior pages, segment table pages, root; live pages of map segments
+    // that are mostly dead move along. Resolves when all of it is durable; the caller then makes
+    // the `root` record durable and calls commit_checkpoint().
+    // Errors: those of PageStore; the map goes on, and the next checkpoint writes what is missing.
+    runtime::Task<Result<RootRef>> write_checkpoint();
+    // The `root` record is durable: pages and segments that only older roots needed are free.
+    void commit_checkpoint();
+    // The `root` record certainly is not and never becomes durable.
+    void abort_checkpoint();
+
+    // Inspection ---------------------------------------------------------------------------------
+
+    struct Audit {
+        uint64_t leaf_count = 0;
+        uint64_t mapped_count = 0;
+        // One sentence per segment whose live count is not what the map says.
+        std::vector<std::string> mismatches;
+    };
+    // Recomputes every live count from every leaf (loading all of them, outside the cache) and
+    // compares. Requires: no apply and no checkpoint run meanwhile. Errors: as lookup.
+    runtime::Task<Result<Audit>> audit();
+    // Resident bytes without the leaves.
+    uint64_t memory_bytes() const;
+    uint64_t leaf_count() const;  // leaves that map something or are dirty
+
+  private:
+    friend class Checkpoint;
+    friend class LeafCache;
+
+    static constexpr uint32_t kSlotCount = format::kInteriorSlotCount;
+    // Leaves whose loads an apply keeps in flight at once.
+    static constexpr uint32_t kApplyWindow = 64;
+    static_assert(sizeof(Leaf*) == 8);
+
+    // `leaf` is null (not in RAM), emptied() (changed, and maps nothing) or a leaf in the cache.
+    // `page` changes only by a checkpoint: what a running one has yet to encode stays as it was.
+    struct Slot {
+        format::PageSlot page;
+        Leaf* leaf = nullptr;
+    };
+    // A leaf as it was at the running checkpoint's cut, set aside because it changed since.
+    struct Captured {
+        uint64_t leaf_index;
+        std::vector<LeafItem> items;
+    };
+    struct Interior {
+        std::unique_ptr<Slot[]> slots;
+        uint32_t slot_count = 0;
+        bool page_dirty = false;          // differs from `page`
+        format::PageSlot page;            // as last written
+        std::bitset<kSlotCount> dirty;    // leaf changed since the last cut
+        std::bitset<kSlotCount> pending;  // changed before the running cut, not yet encoded
+        std::vector<Captured> captured;   // likewise, but changed again since
+    };
+    struct Loading;
+    struct Window;
+    // A page that only an older root needs.
+    struct Superseded {
+        uint32_t segment_index;
+        uint32_t units;
+    };
+    enum class CheckpointState : uint8_t { idle, cut, writing, written };
+
+    static Leaf* emptied() { return reinterpret_cast<Leaf*>(uintptr_t{1}); }
+    static bool is_leaf(const Leaf* leaf) { return reinterpret_cast<uintptr_t>(leaf) > 1; }
+
+    Slot* slot_of(uint64_t leaf_index);
+    Interior& interior_for(uint64_t leaf_index);
+    std::unique_ptr<Interior> make_interior(uint64_t interior_index) const;
+    format::PageIdentity identity_of(format::PageKind kind, uint64_t key, uint64_t sequence) const;
+
+    // Leaves.
+    runtime::Task<Result<LeafPin>> fetch(uint64_t leaf_index);
+    runtime::Task<Result<Leaf*>> read_leaf(uint64_t leaf_index);
+    runtime::Task<Result<Buffer>> read_page(format::PageSlot slot);
+    runtime::Task<void> fetch_one(std::shared_ptr<Window> window, uint64_t leaf_index);
+    runtime::Task<Result<void>> fetch_all(std::shared_ptr<Window> window);
+    runtime::Task<void> prefetch_leaves(uint64_t first, uint64_t end);
+    void evict(Leaf& leaf);
+    void change_leaf(Interior& interior, uint64_t leaf_index);
+    Leaf& leaf_for_change(uint64_t leaf_index);
+    void leaf_changed(uint64_t leaf_index);
+
+    // Apply.
+    Result<void> check(const MapChange& change) const;
+    runtime::Task<Result<void>> apply_zeros(std::span<const ZeroExtent> zeros);
+    runtime::Task<Result<void>> apply_updates(std::span<const MapUpdate> updates);
+    runtime::Task<Result<void>> apply_relocations(std::span<const Relocation> relocations);
+    void zero_in_leaf(uint64_t leaf_index, uint32_t first, uint32_t end);
+    void set_entry(Leaf& leaf, uint32_t block, MapEntry entry);
+
+    MapIdentity identity_;
+    uint64_t block_count_;
+    LeafCache& cache_;
+    PageStore& store_;
+    runtime::Executor executor_;
+    SegmentTable segments_;
+    std::vector<std::unique_ptr<Interior>> interiors_;
+    std::unordered_map<uint64_t, std::shared_ptr<Loading>> loading_;
+    runtime::Gate gate_;
+    uint64_t dirty_bytes_ = 0;
+    uint64_t sequence_ = 0;  // of the last checkpoint begun
+    Lsn applied_lsn_;
+    Lsn durable_drained_lsn_;
+    bool applying_ = false;
+    std::optional<Lsn> failed_lsn_;
+
+    CheckpointState checkpoint_state_ = CheckpointState::idle;
+    std::unique_ptr<class Checkpoint> checkpoint_;
+    std::optional<RootRef> durable_root_;
+    std::vector<Superseded> superseded_;
+};
+
+}  // namespace peplos::volume
