@@ -21,6 +21,11 @@ class Background {
     // Something crossed a bound: look at the volume's pressure() soon. Called at most once per
     // bound crossed, synchronously, from hot paths: it only takes a note.
     virtual void wants(Volume& volume) = 0;
+
+    // The devices are full for user data: gains units by whatever gains them (drains, checkpoints,
+    // removals, cleaning) and resolves when some were gained, or with false when nothing can be.
+    // Many may wait at once. Never called from the background's own work.
+    virtual runtime::Task<bool> make_room() = 0;
 };
 
 }  // namespace peplos::volume

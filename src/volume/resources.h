@@ -15,24 +15,34 @@ class Background;
 class LeafCache;
 
 // Bounds what all volumes of a node hold in RAM that is not drained yet. A write that finds no
-// room waits in line while drains run.
+// room waits while drains run.
 class OverlayBudget {
   public:
-    explicit OverlayBudget(uint64_t bytes = limits::kOverlayBytesDefault)
-        : total_(bytes), semaphore_(bytes) {}
-    bool try_take(uint64_t bytes) { return semaphore_.try_acquire(bytes); }
-    runtime::Task<void> take(uint64_t bytes) { return semaphore_.acquire(bytes); }
-    void give_back(uint64_t bytes) { semaphore_.release(bytes); }
+    explicit OverlayBudget(uint64_t bytes = limits::kOverlayBytesDefault) : total_(bytes) {}
+    bool try_take(uint64_t bytes) {
+        if (used_ + bytes > total_) return false;
+        used_ += bytes;
+        return true;
+    }
     // Recovery takes what the journal holds, even beyond the bound: it cannot wait.
-    void take_regardless(uint64_t bytes);
+    void take_regardless(uint64_t bytes) { used_ += bytes; }
+    void give_back(uint64_t bytes) {
+        CHECK(bytes <= used_);
+        used_ -= bytes;
+        room_.wake_all();
+    }
+    // Resolves when room may have come, or when wake() was called: look again.
+    runtime::Task<void> wait() { return room_.wait(); }
+    // For a waiter whose reason to wait may be gone (its volume stops or failed).
+    void wake() { room_.wake_all(); }
     uint64_t total_bytes() const { return total_; }
-    uint64_t used_bytes() const { return total_ + debt_ - semaphore_.available(); }
-    size_t waiting() const { return semaphore_.waiting(); }
+    uint64_t used_bytes() const { return used_; }
+    size_t waiting() const { return room_.count(); }
 
   private:
     uint64_t total_;
-    uint64_t debt_ = 0;
-    runtime::Semaphore semaphore_;
+    uint64_t used_ = 0;
+    runtime::WaitList room_;
 };
 
 // Which part of the devices' free units is promised to data that is acknowledged but not drained.
