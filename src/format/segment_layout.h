@@ -12,6 +12,7 @@
 #include "base/result.h"
 #include "base/units.h"
 #include "format/place.h"
+#include "format/segment_kind.h"
 
 // A segment's bytes. Format: docs/formats/segment.md.
 //
@@ -35,16 +36,6 @@ inline constexpr uint16_t kSegmentVersion = 1;
 inline constexpr uint64_t kSegmentHeaderOffset = 0;
 inline constexpr uint64_t kSegmentFooterOffset = kBlockBytes;
 inline constexpr uint64_t kSegmentDataOffset = 2 * uint64_t{kBlockBytes};
-
-enum class SegmentKind : uint8_t {
-    data = 1,       // a drain's output
-    relocated = 2,  // the cleaner's output; index entries carry the old place
-    large = 3,      // payload of large writes, referenced by write_ref records
-    map = 4,        // map pages, no index
-};
-constexpr bool is_segment_kind(uint8_t value) {
-    return value >= 1 && value <= 4;
-}
 
 // Lifetime classes in the style of SepBIT: 0 is the shortest-lived.
 inline constexpr uint8_t kSegmentClassCount = 6;

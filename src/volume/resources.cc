@@ -10,19 +10,22 @@ bool SpaceBudget::try_promise(uint64_t units) {
 
 uint64_t SpaceBudget::free_units() const {
     uint64_t sum = 0;
-    for (const media::SegmentStore* store : stores_) sum += store->space().free_units;
+    for (const media::SegmentStore* store : stores_)
+        sum += store->space().free_units;
     return sum;
 }
 
 uint64_t SpaceBudget::total_units() const {
     uint64_t sum = 0;
-    for (const media::SegmentStore* store : stores_) sum += store->space().total_units;
+    for (const media::SegmentStore* store : stores_)
+        sum += store->space().total_units;
     return sum;
 }
 
 uint64_t SpaceBudget::reserve_units() const {
     uint64_t sum = 0;
-    for (const media::SegmentStore* store : stores_) sum += store->space().reserve_units;
+    for (const media::SegmentStore* store : stores_)
+        sum += store->space().reserve_units;
     return sum;
 }
 
