@@ -47,6 +47,7 @@ inline constexpr uint32_t kStoreKeyBytesMax = 512;
 inline constexpr uint32_t kStoreValueBytesMax = 64 * kKiB;
 inline constexpr uint32_t kStoreTransactionKeysMax = 64;
 inline constexpr uint32_t kStoreListCountMax = 1000;
+inline constexpr uint64_t kStoreListBytesMax = 4 * kMiB;
 inline constexpr uint32_t kStoreMailboxCountMax = 1024;
 inline constexpr uint32_t kStoreWatchCountMax = 256;
 inline constexpr uint32_t kStoreWatchEventsMax = 256;
@@ -56,6 +57,7 @@ inline constexpr uint32_t kNodeAddressesMax = 16;
 inline constexpr uint32_t kEnsembleMembersMax = 3;
 inline constexpr uint32_t kVolumeLabelsMax = 64;
 inline constexpr uint32_t kVolumeLabelBytesMax = 4096;
+inline constexpr uint32_t kVolumeHoldersMax = 256;
 inline constexpr uint32_t kPathBytesMax = 4096;
 inline constexpr uint32_t kMkfsOptionsBytesMax = 1024;
 

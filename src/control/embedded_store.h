@@ -45,9 +45,11 @@ class EmbeddedStore final : public Store {
 
   private:
     class Thread;
+    class ThreadWatch;
     explicit EmbeddedStore(std::shared_ptr<Thread> thread);
 
     std::shared_ptr<Thread> thread_;
+    bool stopped_ = false;
 };
 
 }  // namespace peplos::control

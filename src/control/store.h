@@ -73,6 +73,7 @@ inline Operation check(std::string key, Revision expected) {
 // 1 .. limits::kStoreTransactionKeysMax operations over different keys.
 using Transaction = std::vector<Operation>;
 
+// A page also ends early after limits::kStoreListBytesMax of values.
 struct ListRequest {
     std::string prefix;  // empty: every key
     std::string after;   // keys after this one only; empty: from the first
@@ -149,5 +150,6 @@ Task<Result<Page>> list_all(Store& store, std::string prefix);
 // Errors: invalid_argument.
 Result<void> check_key(std::string_view key);
 Result<void> check_transaction(const Transaction& transaction);
+Result<void> check_list(const ListRequest& request);
 
 }  // namespace peplos::control

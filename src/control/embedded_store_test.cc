@@ -1,0 +1,225 @@
+// What only the SQLite store promises: durability over a restart, and clear words on bad days.
+#include "control/embedded_store.h"
+
+#include <filesystem>
+#include <fstream>
+#include <gtest/gtest.h>
+#include <sqlite3.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "control/test_run.h"
+
+namespace peplos::control {
+namespace {
+
+using IfMissing = EmbeddedStore::IfMissing;
+
+class EmbeddedStoreTest : public testing::Test {
+  public:
+    EmbeddedStoreTest() {
+        std::string pattern = testing::TempDir() + "peplos-control-XXXXXX";
+        CHECK(::mkdtemp(pattern.data()) != nullptr);
+        folder = pattern;
+        path = folder + "/control.db";
+    }
+    ~EmbeddedStoreTest() override {
+        close();
+        std::filesystem::remove_all(folder);
+    }
+
+    Result<void> open(IfMissing if_missing = IfMissing::fail, std::string vfs = "") {
+        auto opened = run_task(context, EmbeddedStore::open({path, if_missing, std::move(vfs)}));
+        if (!opened) return fail(opened.error());
+        store = std::move(*opened);
+        return {};
+    }
+    void close() {
+        if (store) EXPECT_TRUE(run_task(context, store->stop()));
+        store.reset();
+    }
+    Result<Revision> set(Transaction transaction) {
+        return run_task(context, store->compare_and_set(std::move(transaction)));
+    }
+    std::string value(std::string key) {
+        auto found = run_task(context, store->get(std::move(key)));
+        if (!found) return std::string(name_of(found.error().code()));
+        return found->has_value() ? (*found)->value : "absent";
+    }
+    void fill(uint32_t count) {
+        for (uint32_t i = 0; i < count; ++i) {
+            ASSERT_TRUE(set({create(fmt::format("volume/{:016x}", i), std::string(600, 'v'))}));
+        }
+    }
+    void sql(const char* statement) {
+        sqlite3* db = nullptr;
+        CHECK(sqlite3_open(path.c_str(), &db) == SQLITE_OK);
+        CHECK(sqlite3_exec(db, statement, nullptr, nullptr, nullptr) == SQLITE_OK, "{}",
+              sqlite3_errmsg(db));
+        sqlite3_close(db);
+    }
+
+    boost::asio::io_context context;
+    std::string folder;
+    std::string path;
+    std::unique_ptr<EmbeddedStore> store;
+};
+
+TEST_F(EmbeddedStoreTest, KeepsKeysAndRevisionOverARestart) {
+    ASSERT_TRUE(open(IfMissing::create));
+    ASSERT_TRUE(set({create("a", "1"), create("b", "2")}));
+    ASSERT_TRUE(set({remove("b", Revision(1))}));
+    close();
+    ASSERT_TRUE(open());
+    EXPECT_EQ(value("a"), "1");
+    EXPECT_EQ(value("b"), "absent");
+    EXPECT_EQ(set({create("c", "3")}), Revision(3));
+    // What was before the restart is not remembered; a watch is told, not left without.
+    auto watch = run_task(context, store->watch("", Revision(1)));
+    EXPECT_EQ(watch.error().code(), Code::conflict);
+}
+
+TEST_F(EmbeddedStoreTest, KeepsWhatAKilledProcessWasTold) {
+    int channel[2];
+    ASSERT_EQ(::pipe(channel), 0);
+    pid_t child = ::fork();
+    if (child == 0) {
+        boost::asio::io_context own;
+        auto opened = run_task(own, EmbeddedStore::open({path, IfMissing::create, ""}));
+        if (!opened) ::_exit(1);
+        for (uint32_t i = 0;; ++i) {
+            Transaction transaction{put("count", std::nullopt, fmt::format("{}", i)),
+                                    create(fmt::format("entry/{}", i), std::string(500, 'x'))};
+            if (!run_task(own, (*opened)->compare_and_set(std::move(transaction)))) ::_exit(1);
+            if (::write(channel[1], &i, sizeof i) != sizeof i) ::_exit(1);
+        }
+    }
+    uint32_t told = 0;
+    while (told < 300)
+        ASSERT_EQ(::read(channel[0], &told, sizeof told), ssize_t{sizeof told});
+    ::kill(child, SIGKILL);
+    ::close(channel[1]);
+    ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+    uint32_t last = 0;
+    while (::read(channel[0], &last, sizeof last) == ssize_t{sizeof last})
+        told = last;
+    ::close(channel[0]);
+    ASSERT_TRUE(open());
+    uint32_t count = static_cast<uint32_t>(std::stoul(value("count")));
+    EXPECT_GE(count, told);
+    EXPECT_EQ(run_task(context, list_all(*store, "entry/"))->entries.size(), count + 1);
+}
+
+TEST_F(EmbeddedStoreTest, NeverMakesAnEmptyClusterOfALostFile) {
+    EXPECT_EQ(open().error().code(), Code::not_found);
+    EXPECT_FALSE(std::filesystem::exists(path));
+    std::ofstream(path).close();
+    EXPECT_EQ(open().error().code(), Code::corrupt);
+    EXPECT_TRUE(open(IfMissing::create));
+    close();
+    path = folder + "/no/control.db";
+    EXPECT_EQ(open(IfMissing::create).error().code(), Code::not_found);
+    path = folder;
+    EXPECT_EQ(open().error().code(), Code::invalid_argument);
+}
+
+TEST_F(EmbeddedStoreTest, RefusesASecondOpenerByPath) {
+    ASSERT_TRUE(open(IfMissing::create));
+    pid_t child = ::fork();
+    if (child == 0) {
+        boost::asio::io_context own;
+        auto opened = run_task(own, EmbeddedStore::open({path, IfMissing::fail, ""}));
+        bool right = !opened && opened.error().code() == Code::busy &&
+                     opened.error().message().find(path) != std::string::npos;
+        ::_exit(right ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    auto same_process = run_task(context, EmbeddedStore::open({path, IfMissing::fail, ""}));
+    EXPECT_EQ(same_process.error().code(), Code::busy);
+    EXPECT_TRUE(set({create("a", "1")}));
+}
+
+TEST_F(EmbeddedStoreTest, RefusesUnknownSchemasAndForeignFiles) {
+    ASSERT_TRUE(open(IfMissing::create));
+    close();
+    sql("PRAGMA user_version = 2");
+    EXPECT_EQ(open().error().code(), Code::unsupported);
+    sql("PRAGMA application_id = 7");
+    EXPECT_EQ(open(IfMissing::create).error().code(), Code::invalid_argument);
+    std::ofstream(path) << std::string(8192, 'x');
+    EXPECT_EQ(open().error().code(), Code::corrupt);
+}
+
+TEST_F(EmbeddedStoreTest, FindsAChangedRow) {
+    ASSERT_TRUE(open(IfMissing::create));
+    fill(3);
+    close();
+    sql("UPDATE entry SET value = x'00' WHERE key = CAST('volume/0000000000000001' AS BLOB)");
+    Result<void> opened = open();
+    ASSERT_FALSE(opened);
+    EXPECT_EQ(opened.error().code(), Code::corrupt);
+    EXPECT_NE(opened.error().message().find("volume/0000000000000001"), std::string::npos);
+}
+
+TEST_F(EmbeddedStoreTest, FindsARevisionThatWentBack) {
+    ASSERT_TRUE(open(IfMissing::create));
+    fill(3);
+    close();
+    sql("UPDATE store SET revision = 1");
+    EXPECT_EQ(open().error().code(), Code::corrupt);
+}
+
+// Every byte of every page: either refused, or every value is what it was.
+TEST_F(EmbeddedStoreTest, NeverServesADamagedByte) {
+    ASSERT_TRUE(open(IfMissing::create));
+    fill(12);
+    close();
+    std::ifstream in(path, std::ios::binary);
+    std::string good((std::istreambuf_iterator<char>(in)), {});
+    uint32_t refused = 0;
+    for (size_t at = 0; at < good.size(); at += 61) {
+        std::string bad = good;
+        bad[at] = static_cast<char>(bad[at] ^ 0x5a);
+        std::ofstream(path, std::ios::binary) << bad;
+        if (!open()) {
+            ++refused;
+            continue;
+        }
+        auto all = run_task(context, list_all(*store, ""));
+        if (all) {
+            ASSERT_EQ(all->entries.size(), 12u) << at;
+            for (const KeyValue& entry : all->entries)
+                ASSERT_EQ(entry.value[0], 'v') << at;
+        }
+        close();
+        std::filesystem::remove(path + "-wal");
+    }
+    EXPECT_GT(refused, 50u);
+}
+
+TEST_F(EmbeddedStoreTest, AnswersBusyWhenTheMailboxIsFull) {
+    ASSERT_TRUE(open(IfMissing::create));
+    uint32_t busy = 0;
+    uint32_t done = 0;
+    uint32_t total = 3 * limits::kStoreMailboxCountMax;
+    for (uint32_t i = 0; i < total; ++i) {
+        runtime::spawn(context.get_executor(),
+                       [](Store& from, uint32_t& refused, uint32_t& ended) -> Task<void> {
+                           Transaction change{put("k", std::nullopt, "v")};
+                           auto set = co_await from.compare_and_set(std::move(change));
+                           if (!set && set.error().code() == Code::busy) ++refused;
+                           ++ended;
+                       }(*store, busy, done));
+    }
+    context.restart();
+    while (done < total)
+        context.run_one_for(std::chrono::seconds(5));
+    EXPECT_GT(busy, 0u);
+    EXPECT_LT(busy, total);
+    EXPECT_EQ(value("k"), "v");
+}
+
+}  // namespace
+}  // namespace peplos::control
