@@ -123,6 +123,7 @@ Result<void> read_sections(Section& top, std::string_view source, Config& config
         Section plugin(*table, "plugin", source);
         plugin.read("name", config.plugin_name);
         plugin.read("socket", config.plugin_socket);
+        plugin.read("managed_socket", config.managed_socket);
         TRY(plugin.finish());
     }
     if (const toml::table* table = top.section("api")) {
@@ -376,16 +377,18 @@ Result<Config> completed(Config config) {
     if (config.plugin_socket.empty()) {
         config.plugin_socket = fmt::format("/run/docker/plugins/{}.sock", config.plugin_name);
     }
+    if (config.managed_socket.empty()) config.managed_socket = config.run_dir + "/plugin.sock";
     if (config.api_socket.empty()) config.api_socket = config.run_dir + "/api.sock";
     if (config.holder_socket.empty()) config.holder_socket = config.run_dir + "/holder.sock";
     TRY(check_path("state_dir", config.state_dir));
     TRY(check_path("run_dir", config.run_dir));
     TRY(check_path("mount_dir", config.mount_dir));
     TRY(check_path("plugin.socket", config.plugin_socket));
+    TRY(check_path("plugin.managed_socket", config.managed_socket));
     TRY(check_path("api.socket", config.api_socket));
     TRY(check_path("holder_socket", config.holder_socket));
-    for (const std::string* path :
-         {&config.plugin_socket, &config.api_socket, &config.holder_socket}) {
+    for (const std::string* path : {&config.plugin_socket, &config.managed_socket,
+                                    &config.api_socket, &config.holder_socket}) {
         if (path->size() > 107) {
             return fail(Code::invalid_argument,
                         "socket path {} is longer than the kernel's 107 bytes", *path);
@@ -431,8 +434,9 @@ std::string print_config(const Config& config) {
     top.insert("run_dir", config.run_dir);
     top.insert("mount_dir", config.mount_dir);
     top.insert("holder_socket", config.holder_socket);
-    top.insert("plugin",
-               toml::table{{"name", config.plugin_name}, {"socket", config.plugin_socket}});
+    top.insert("plugin", toml::table{{"name", config.plugin_name},
+                                     {"socket", config.plugin_socket},
+                                     {"managed_socket", config.managed_socket}});
     top.insert("api", toml::table{{"socket", config.api_socket}, {"tcp", config.api_tcp}});
     top.insert("cache", toml::table{{"overlay", static_cast<int64_t>(config.overlay_bytes)},
                                     {"map", static_cast<int64_t>(config.leaf_cache_bytes)}});

@@ -39,6 +39,7 @@ struct Config {
 
     std::string plugin_name = "peplos";  // what users write after `docker volume create -d`
     std::string plugin_socket;           // empty: /run/docker/plugins/<plugin_name>.sock
+    std::string managed_socket;          // the managed plugin's; empty: <run_dir>/plugin.sock
 
     std::string api_socket;                  // empty: <run_dir>/api.sock; root's alone
     std::string api_tcp = "127.0.0.1:7667";  // "host:port"; empty: no TCP door

@@ -66,7 +66,8 @@ TEST(Config, RefusesWhatItDoesNotKnowWithLineAndList) {
         << message;
     EXPECT_NE(message.find("state_dir"), std::string::npos);
     message = refusal("[plugin]\nsock = \"/a\"\n");
-    EXPECT_NE(message.find("\"plugin.sock\"; known here: name, socket"), std::string::npos)
+    EXPECT_NE(message.find("\"plugin.sock\"; known here: name, socket, managed_socket"),
+              std::string::npos)
         << message;
 }
 
