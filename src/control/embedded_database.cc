@@ -1,6 +1,7 @@
 #include "control/embedded_database.h"
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -16,6 +17,7 @@ constexpr int64_t kApplicationId = 0x5065706c;
 constexpr int64_t kSchemaVersion = 1;
 // Written back once this many pages (4 KiB) wait in the WAL.
 constexpr int kCheckpointPages = 1000;
+constexpr std::string_view kPageErrorText = "unable to get the page. error code=";
 
 uint32_t crc_of(const KeyValue& entry) {
     uint64_t numbers[] = {entry.key.size(), entry.version, entry.create_revision.value,
@@ -227,6 +229,12 @@ Result<void> EmbeddedDatabase::check_schema() {
 
 Result<void> EmbeddedDatabase::check_contents() {
     TRY_ASSIGN(std::string verdict, query_text("PRAGMA integrity_check(1)"));
+    // The check tells of a read error inside its text, with SQLite's code.
+    size_t at = verdict.find(kPageErrorText);
+    if (at != std::string::npos) {
+        int code = std::atoi(verdict.c_str() + at + kPageErrorText.size());
+        if ((code & 0xff) == SQLITE_IOERR) return failed(code, "read");
+    }
     if (verdict != "ok") {
         return fail(Code::corrupt,
                     "the control store {} is damaged ({}); nothing was changed. Keep a copy of it "
@@ -467,7 +475,8 @@ void EmbeddedDatabase::checkpoint_when_due() {
 }
 
 std::unexpected<Error> EmbeddedDatabase::failed(int code, const char* doing) {
-    const char* why = db_ != nullptr ? sqlite3_errmsg(db_) : sqlite3_errstr(code);
+    bool is_latest = db_ != nullptr && sqlite3_extended_errcode(db_) == code;
+    const char* why = is_latest ? sqlite3_errmsg(db_) : sqlite3_errstr(code);
     switch (code & 0xff) {
         case SQLITE_BUSY:
         case SQLITE_LOCKED:
