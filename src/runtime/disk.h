@@ -12,7 +12,8 @@ namespace peplos::runtime {
 
 // What a write promises when it resolves.
 enum class Durability : uint8_t {
-    volatile_,  // the device has it; a power cut before the next sync() may drop, tear or reorder it
+    volatile_,  // the device has it; a power cut before the next sync() may drop, tear or reorder
+                // it
     durable,    // on stable media (RWF_DSYNC), as well as the file's metadata it needs
 };
 

@@ -37,7 +37,8 @@ class Gate {
     // Idempotent. Never call it from inside the gate.
     Task<void> close() {
         closed_ = true;
-        while (inside_ != 0) co_await empty_.wait();
+        while (inside_ != 0)
+            co_await empty_.wait();
     }
 
   private:

@@ -19,7 +19,8 @@ class Rng {
     // A random id that is not 0.
     uint64_t next_id() {
         uint64_t value = 0;
-        while (value == 0) value = next();
+        while (value == 0)
+            value = next();
         return value;
     }
     // Uniform in [0, bound). Requires: bound > 0.

@@ -1,9 +1,9 @@
-#include <gtest/gtest.h>
+#include "runtime/sync.h"
 
 #include <boost/asio/io_context.hpp>
+#include <gtest/gtest.h>
 
 #include "runtime/gate.h"
-#include "runtime/sync.h"
 
 namespace peplos::runtime {
 namespace {

@@ -1,10 +1,10 @@
 #include "runtime/task.h"
 
+#include <boost/asio/co_spawn.hpp>
 #include <exception>
 
-#include <boost/asio/co_spawn.hpp>
-
 #include "base/check.h"
+#include "runtime/core.h"
 
 namespace peplos::runtime {
 
@@ -25,6 +25,17 @@ void spawn(Executor executor, Task<void> task) {
     });
 }
 
-Task<void> yield() { co_await asio::post(co_await asio::this_coro::executor, kUseTask); }
+// On a core it waits for the loop's next turn: posted again and again it would keep the loop from
+// its ring.
+Task<void> yield() {
+    Executor executor = co_await asio::this_coro::executor;
+    Core* core = Core::current();
+    if (core != nullptr && &asio::query(executor, asio::execution::context) == &core->context()) {
+        co_await asio::async_initiate<const asio::use_awaitable_t<Executor>, void()>(
+            [](auto handler, Core* c) { c->post_next_turn(std::move(handler)); }, kUseTask, core);
+    } else {
+        co_await asio::post(executor, kUseTask);
+    }
+}
 
 }  // namespace peplos::runtime

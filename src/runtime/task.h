@@ -1,14 +1,13 @@
 #pragma once
 
-#include <functional>
-#include <tuple>
-#include <utility>
-
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <functional>
+#include <tuple>
+#include <utility>
 
 #include "base/result.h"
 
@@ -30,11 +29,14 @@ using Task = asio::awaitable<T, Executor>;
 inline constexpr asio::use_awaitable_t<Executor> kUseTask{};
 
 // Starts `task` on `executor`: always posted, never run inline. Cancellation never throws into it.
-// An exception that escapes it aborts the process. Whoever spawns must outlive the task: use a Gate.
+// An exception that escapes it aborts the process. Whoever spawns must outlive the task: use a
+// Gate.
 void spawn(Executor executor, Task<void> task);
 
 // The executor that the calling task runs on.
-inline Task<Executor> this_executor() { co_return co_await asio::this_coro::executor; }
+inline Task<Executor> this_executor() {
+    co_return co_await asio::this_coro::executor;
+}
 
 // Lets everything that is ready run before the caller goes on.
 Task<void> yield();
