@@ -57,7 +57,6 @@ inline constexpr uint32_t kNodeAddressesMax = 16;
 inline constexpr uint32_t kEnsembleMembersMax = 3;
 inline constexpr uint32_t kVolumeLabelsMax = 64;
 inline constexpr uint32_t kVolumeLabelBytesMax = 4096;
-inline constexpr uint32_t kVolumeHoldersMax = 256;
 inline constexpr uint32_t kPathBytesMax = 4096;
 inline constexpr uint32_t kMkfsOptionsBytesMax = 1024;
 

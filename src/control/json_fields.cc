@@ -133,24 +133,6 @@ std::map<std::string, std::string> JsonFields::text_map(const char* name, size_t
     return out;
 }
 
-std::map<std::string, uint32_t> JsonFields::number_map(const char* name, size_t count_max) {
-    const json* field = take(name);
-    std::map<std::string, uint32_t> out;
-    if (field == nullptr) return out;
-    if (!field->is_object() || field->size() > count_max) {
-        refuse(name, fmt::format("is not an object of at most {} numbers", count_max));
-        return out;
-    }
-    for (const auto& [key, element] : field->items()) {
-        if (!element.is_number_unsigned() || element.get<uint64_t>() > UINT32_MAX) {
-            refuse(name, "holds something that is not a count");
-            return {};
-        }
-        out.emplace(key, static_cast<uint32_t>(element.get<uint64_t>()));
-    }
-    return out;
-}
-
 uint64_t JsonFields::hex_id(const char* name) {
     std::string digits = text(name);
     uint64_t value = parse_hex_id(digits);

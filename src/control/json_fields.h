@@ -31,7 +31,6 @@ class JsonFields {
     std::string text(const char* name);
     std::vector<std::string> texts(const char* name, size_t count_max);
     std::map<std::string, std::string> text_map(const char* name, size_t count_max);
-    std::map<std::string, uint32_t> number_map(const char* name, size_t count_max);
     // 16 hexadecimal digits, lower case.
     template <typename Id>
     Id id(const char* name) {

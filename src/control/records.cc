@@ -249,9 +249,6 @@ std::string device_key(const DeviceId& id) {
 std::string volume_key(VolumeId id) {
     return std::string(kVolumePrefix) + text_of(id);
 }
-std::string attachment_key(VolumeId id) {
-    return std::string(kAttachmentPrefix) + text_of(id);
-}
 std::string volume_name_key(std::string_view name) {
     return std::string(kVolumeNamePrefix).append(name);
 }
@@ -341,21 +338,6 @@ Result<void> check_record(const VolumeRecord& record) {
     return check_ensemble(record);
 }
 
-Result<void> check_record(const AttachmentRecord& record) {
-    TRY(check_id("an attachment's volume", record.id.value));
-    TRY(check_id("an attachment's node", record.node.value));
-    TRY(check_word("an attachment's way", record.way));
-    if (record.holders.size() > limits::kVolumeHoldersMax) {
-        return wrong("a volume has at most {} holders, not {}", limits::kVolumeHoldersMax,
-                     record.holders.size());
-    }
-    for (const auto& [holder, count] : record.holders) {
-        TRY(check_text("a holder's id", holder, 128));
-        if (holder.empty() || count == 0) return wrong("a holder has no id or no mount");
-    }
-    return {};
-}
-
 Result<void> check_record(const VolumeNameRecord& record) {
     return check_id("a volume's name", record.id.value);
 }
@@ -422,18 +404,6 @@ Result<std::string> encode(const VolumeRecord& record) {
     return print(out, "a volume's record");
 }
 
-Result<std::string> encode(const AttachmentRecord& record) {
-    TRY(check_record(record));
-    json out = start();
-    out["id"] = text_of(record.id);
-    out["node"] = text_of(record.node);
-    out["way"] = record.way;
-    out["holders"] = json(json::object());
-    for (const auto& [holder, count] : record.holders)
-        out["holders"][holder] = count;
-    return print(out, "an attachment's record");
-}
-
 Result<std::string> encode(const VolumeNameRecord& record) {
     TRY(check_record(record));
     json out = start();
@@ -479,17 +449,6 @@ Result<DeviceRecord> decode<DeviceRecord>(std::string_view value) {
 template <>
 Result<VolumeRecord> decode<VolumeRecord>(std::string_view value) {
     return decode_with<VolumeRecord>(value, "a volume's record", read_volume);
-}
-
-template <>
-Result<AttachmentRecord> decode<AttachmentRecord>(std::string_view value) {
-    auto read = [](JsonFields& fields, AttachmentRecord& record) {
-        record.id = fields.id<VolumeId>("id");
-        record.node = fields.id<NodeId>("node");
-        record.way = fields.text("way");
-        record.holders = fields.number_map("holders", limits::kVolumeHoldersMax);
-    };
-    return decode_with<AttachmentRecord>(value, "an attachment's record", read);
 }
 
 template <>

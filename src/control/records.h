@@ -22,7 +22,6 @@
 //   node/<id>             NodeRecord
 //   device/<id>           DeviceRecord
 //   volume/<id>           VolumeRecord
-//   attachment/<id>       AttachmentRecord, by the volume's id
 //   volume-name/<name>    VolumeNameRecord: makes names unique; written with the volume's record in
 //                         one transaction, never alone
 namespace peplos::control {
@@ -120,18 +119,6 @@ struct VolumeRecord {
     bool operator==(const VolumeRecord&) const = default;
 };
 
-// Where a volume is attached and by whom it is mounted: what a restarted daemon takes up again,
-// together with the kernel's mount table. Absent while it is attached nowhere.
-struct AttachmentRecord {
-    VolumeId id;
-    NodeId node;
-    std::string way;  // "fuse", "ublk", "iscsi"; [a-z0-9], 1 .. 16
-    // Docker's caller ids, each with its count of mounts (from 1); at most kVolumeHoldersMax.
-    std::map<std::string, uint32_t> holders;
-
-    bool operator==(const AttachmentRecord&) const = default;
-};
-
 struct VolumeNameRecord {
     VolumeId id;
 
@@ -142,13 +129,11 @@ inline constexpr std::string_view kClusterKey = "cluster";
 inline constexpr std::string_view kNodePrefix = "node/";
 inline constexpr std::string_view kDevicePrefix = "device/";
 inline constexpr std::string_view kVolumePrefix = "volume/";
-inline constexpr std::string_view kAttachmentPrefix = "attachment/";
 inline constexpr std::string_view kVolumeNamePrefix = "volume-name/";
 
 std::string node_key(NodeId id);
 std::string device_key(const DeviceId& id);
 std::string volume_key(VolumeId id);
-std::string attachment_key(VolumeId id);
 std::string volume_name_key(std::string_view name);
 
 // Docker's own rule: [a-zA-Z0-9][a-zA-Z0-9_.-]*, at most limits::kVolumeNameBytesMax bytes.
@@ -160,7 +145,6 @@ Result<void> check_record(const ClusterRecord& record);
 Result<void> check_record(const NodeRecord& record);
 Result<void> check_record(const DeviceRecord& record);
 Result<void> check_record(const VolumeRecord& record);
-Result<void> check_record(const AttachmentRecord& record);
 Result<void> check_record(const VolumeNameRecord& record);
 
 // The value to store. Errors: invalid_argument as check_record(), or text that is not UTF-8.
@@ -168,7 +152,6 @@ Result<std::string> encode(const ClusterRecord& record);
 Result<std::string> encode(const NodeRecord& record);
 Result<std::string> encode(const DeviceRecord& record);
 Result<std::string> encode(const VolumeRecord& record);
-Result<std::string> encode(const AttachmentRecord& record);
 Result<std::string> encode(const VolumeNameRecord& record);
 
 // Reads a stored value: decode<VolumeRecord>(entry.value). Never throws, whatever the bytes.
@@ -183,8 +166,6 @@ template <>
 Result<DeviceRecord> decode<DeviceRecord>(std::string_view value);
 template <>
 Result<VolumeRecord> decode<VolumeRecord>(std::string_view value);
-template <>
-Result<AttachmentRecord> decode<AttachmentRecord>(std::string_view value);
 template <>
 Result<VolumeNameRecord> decode<VolumeNameRecord>(std::string_view value);
 

@@ -29,7 +29,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     try_decode<control::NodeRecord>(text);
     try_decode<control::DeviceRecord>(text);
     try_decode<control::VolumeRecord>(text);
-    try_decode<control::AttachmentRecord>(text);
     try_decode<control::VolumeNameRecord>(text);
     return 0;
 }

@@ -52,8 +52,6 @@ TEST(Records, ReadBackWhatTheyPrint) {
     EXPECT_EQ(decode<DeviceRecord>(*encode(device)), device);
     ClusterRecord cluster{ClusterId(1), 1'795'000'000, 1};
     EXPECT_EQ(decode<ClusterRecord>(*encode(cluster)), cluster);
-    AttachmentRecord attachment{VolumeId(3), NodeId(5), "fuse", {{"c0ffee", 2}}};
-    EXPECT_EQ(decode<AttachmentRecord>(*encode(attachment)), attachment);
     VolumeNameRecord name{VolumeId(3)};
     EXPECT_EQ(decode<VolumeNameRecord>(*encode(name)), name);
 }
