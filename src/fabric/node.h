@@ -147,11 +147,15 @@ class Node {
 Result<uint64_t> parse_size(std::string_view text);
 // "20 GiB", "1.5 MiB": at most one decimal.
 std::string print_size(uint64_t bytes);
+// Whether the text is a volume's name: [A-Za-z0-9][A-Za-z0-9_.-]{0,127}.
+// Errors: invalid_argument, naming the allowed form.
+Result<void> check_name(std::string_view name);
 // Checks name, size, options; fills defaults. Errors: invalid_argument.
 Result<VolumeSpec> validated(VolumeSpec spec);
 // "ext4", "xfs". Errors: invalid_argument with the list.
 Result<FsType> parse_fs(std::string_view text);
 std::string_view name_of(FsType fs);
+// "green", "yellow", "red".
 std::string_view name_of(Light light);
 
 }  // namespace peplos::fabric
