@@ -8,6 +8,8 @@
 namespace peplos::fabric {
 namespace {
 
+// mkfs.xfs (xfsprogs 6.1) refuses anything smaller.
+constexpr uint64_t kXfsBytesMin = 300 * kMiB;
 constexpr size_t kMkfsOptionsBytesMax = 256;
 constexpr size_t kLabelCountMax = 64;
 constexpr size_t kLabelKeyBytesMax = 128;
@@ -54,15 +56,16 @@ int power_of(std::string_view unit) {
     return static_cast<int>(at) + 1;
 }
 
-Result<void> check_size(uint64_t bytes) {
+Result<void> check_size(uint64_t bytes, FsType fs) {
+    uint64_t bytes_min = fs == FsType::xfs ? kXfsBytesMin : limits::kVolumeBytesMin;
     if (bytes % kBlockBytes != 0) {
         return fail(Code::invalid_argument, "size {} is not a multiple of {} bytes: use {} or {}",
                     bytes, kBlockBytes, round_down(bytes, kBlockBytes),
                     round_up(bytes, kBlockBytes));
     }
-    if (bytes < limits::kVolumeBytesMin || bytes > limits::kVolumeBytesMax) {
-        return fail(Code::invalid_argument, "size {} is out of range: {} to {} are allowed",
-                    print_size(bytes), print_size(limits::kVolumeBytesMin),
+    if (bytes < bytes_min || bytes > limits::kVolumeBytesMax) {
+        return fail(Code::invalid_argument, "size {} is out of range: an {} volume has {} to {}",
+                    print_size(bytes), name_of(fs), print_size(bytes_min),
                     print_size(limits::kVolumeBytesMax));
     }
     return {};
@@ -194,7 +197,7 @@ Result<void> check_name(std::string_view name) {
 Result<VolumeSpec> validated(VolumeSpec spec) {
     TRY(check_name(spec.name));
     if (spec.size_bytes == 0) spec.size_bytes = limits::kVolumeBytesDefault;
-    TRY(check_size(spec.size_bytes));
+    TRY(check_size(spec.size_bytes, spec.fs));
     if (spec.copies != 1) {
         return fail(Code::invalid_argument,
                     "copies={} cannot be kept: this version stores one copy on one node; leave "

@@ -96,6 +96,11 @@ TEST(Validated, RefusesWhatCannotBeKept) {
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.size_bytes = 4097 * 1024 + 1; }));
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.size_bytes = 4096; }));
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.size_bytes = limits::kVolumeBytesMax + 4096; }));
+    EXPECT_TRUE(refused([](VolumeSpec& s) {
+        s.size_bytes = 64 * kMiB;
+        s.fs = FsType::xfs;
+    }));
+    EXPECT_TRUE(refused([](VolumeSpec& s) { s.copies = 0; }));
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.copies = 3; }));
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.sector_bytes = 1024; }));
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.mode = 010000; }));
