@@ -216,7 +216,8 @@ void SegmentTable::commit(Lsn meta_lsn) {
 
 void SegmentTable::abort() {
     for (uint32_t index = 0; index < index_end_; ++index) {
-        if (!std::exchange(status(index).omitted, false)) continue;
+        if (!status(index).omitted) continue;
+        status(index).omitted = false;
         touch(index);
     }
 }
