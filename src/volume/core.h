@@ -1,11 +1,10 @@
 #pragma once
 
+#include <boost/container/small_vector.hpp>
 #include <deque>
 #include <memory>
 #include <optional>
 #include <vector>
-
-#include <boost/container/small_vector.hpp>
 
 #include "base/fault.h"
 #include "base/log.h"
@@ -95,12 +94,12 @@ struct VolumeCore {
     VolumeStats counters;
 
     // ---- writer ----
-    std::deque<InFlight> in_flight;  // by LSN
-    uint64_t in_flight_blocks = 0;   // of data in RAM, in in_flight or before
-    uint64_t charged_bytes = 0;      // of the overlay budget
-    uint64_t promised_units = 0;     // of the space budget
+    std::deque<InFlight> in_flight;      // by LSN
+    uint64_t in_flight_blocks = 0;       // of data in RAM, in in_flight or before
+    uint64_t charged_bytes = 0;          // of the overlay budget
+    uint64_t promised_units = 0;         // of the space budget
     uint64_t frozen_written_blocks = 0;  // of the frozen generation, already in segments
-    Lsn applied_lsn;                 // all records up to here are in overlay or map
+    Lsn applied_lsn;                     // all records up to here are in overlay or map
     BlockLocks locks;
     runtime::WaitList applied;
     runtime::WaitList drained;  // a drain ended, well or not
@@ -109,22 +108,22 @@ struct VolumeCore {
     uint32_t waiting = 0;  // writers that wait for room of any kind
     std::shared_ptr<OpenSegment> open_segment;
     std::vector<std::shared_ptr<OpenSegment>> full_segments;  // taken all they can, not sealed
-    uint64_t large_run_bytes = 4 * kMiB;  // of the next open segment
+    uint64_t large_run_bytes = 4 * kMiB;                      // of the next open segment
     runtime::Mutex opening;
     runtime::WaitList writers_left;
 
     // ---- drain and upkeep ----
     std::vector<std::shared_ptr<OpenSegment>> frozen_segments;  // refs of the frozen generation
-    runtime::Mutex draining;      // drain as a whole
-    runtime::Mutex meta;          // append a meta record and apply it
-    runtime::Mutex upkeep;        // checkpoint, removal, relocation
+    runtime::Mutex draining;                                    // drain as a whole
+    runtime::Mutex meta;                                        // append a meta record and apply it
+    runtime::Mutex upkeep;                                      // checkpoint, removal, relocation
     Lsn drained_lsn;
-    Lsn meta_lsn;                 // newest meta record applied
+    Lsn meta_lsn;  // newest meta record applied
     uint64_t replay_bytes = 0;
     uint64_t replay_records = 0;
     mutable bool noticed = false;
-    runtime::Gate gate;           // I/O and calls
-    runtime::Gate background;     // own detached work
+    runtime::Gate gate;        // I/O and calls
+    runtime::Gate background;  // own detached work
 
     // ---- volume.cc ----
     Task<Result<void>> start(bool is_new);

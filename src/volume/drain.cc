@@ -95,8 +95,8 @@ Task<Result<std::vector<SegmentBlock>>> Drain::load(size_t first, size_t count) 
         const SegmentHandle* found = core_.segments.find(item.entry->place.segment_index());
         CHECK(found != nullptr);
         SegmentHandle handle = *found;
-        CO_TRY(co_await handle.store->read(handle.pin, item.entry->place.offset_bytes(),
-                                           block.data));
+        CO_TRY(
+            co_await handle.store->read(handle.pin, item.entry->place.offset_bytes(), block.data));
         if (crc32c(block.data.bytes()) != block.crc) {
             co_return fail(core_.corrupt_block(handle, item.entry->place, block.lba));
         }
@@ -108,9 +108,9 @@ Task<Result<Drain::Output>> Drain::write_some(size_t first, size_t& taken) {
     RunChoice run = choose_run(written_.size() - first, limits::kSegmentBytesMax);
     while (run.bytes > limits::kSegmentBytesMin &&
            !core_.segments.has_room(run.bytes, media::Purpose::user)) {
-        run = choose_run(std::min<uint64_t>(run.blocks,
-                                            format::segment_block_count_max(run.bytes / 2)),
-                         run.bytes / 2);
+        run = choose_run(
+            std::min<uint64_t>(run.blocks, format::segment_block_count_max(run.bytes / 2)),
+            run.bytes / 2);
     }
     auto blocks = co_await load(first, run.blocks);
     if (!blocks) co_return fail(std::move(blocks).error());
@@ -177,7 +177,8 @@ Task<Result<void>> Drain::index_large() {
 
 Task<Result<void>> Drain::make_durable() {
     CO_TRY(co_await core_.segments.sync_all());
-    for (Output& output : outputs_) CO_TRY(co_await seal_segment(output.segment));
+    for (Output& output : outputs_)
+        CO_TRY(co_await seal_segment(output.segment));
     co_return Result<void>{};
 }
 
@@ -221,8 +222,9 @@ Task<void> Drain::undo() {
     for (Output& output : outputs_) {
         if (output.segment.footer.header.kind != SegmentKind::data) continue;
         auto removed = co_await core_.segments.remove(output.segment.handle.id());
-        if (!removed) LOG_WARN("a segment of a failed drain stays until the next open: {}",
-                               removed.error().text());
+        if (!removed)
+            LOG_WARN("a segment of a failed drain stays until the next open: {}",
+                     removed.error().text());
         core_.map->segments().release(output.index);
     }
     outputs_.clear();
@@ -248,8 +250,9 @@ Task<void> Drain::finish() {
         core_.segments.forget(segment->index);
         core_.map->segments().release(segment->index);
         auto removed = co_await core_.segments.remove(id);
-        if (!removed) LOG_WARN("a segment without blocks stays until the next open: {}",
-                               removed.error().text());
+        if (!removed)
+            LOG_WARN("a segment without blocks stays until the next open: {}",
+                     removed.error().text());
     }
     size_t step = 0;
     for (auto it = old.blocks.begin(); it != old.blocks.end(); ++it) {
@@ -287,7 +290,8 @@ Task<Result<void>> VolumeCore::drain() {
         if (open_segment) full_segments.push_back(std::exchange(open_segment, nullptr));
         frozen_segments = std::exchange(full_segments, {});
         for (const std::shared_ptr<OpenSegment>& segment : frozen_segments) {
-            while (segment->writers != 0) co_await writers_left.wait();
+            while (segment->writers != 0)
+                co_await writers_left.wait();
         }
         CO_TRY(healthy());
         overlay.freeze(applied_lsn);

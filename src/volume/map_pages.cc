@@ -16,8 +16,8 @@ Task<Result<void>> MapPages::open_segment(uint64_t bytes) {
     uint64_t least = format::segment_run_bytes(format::kSegmentDataOffset + bytes);
     CO_TRY_ASSIGN(uint32_t index, table_->reserve());
     for (;;) {
-        auto created = co_await set_.create(format::SegmentKind::map, 0, run,
-                                            media::Purpose::maintenance);
+        auto created =
+            co_await set_.create(format::SegmentKind::map, 0, run, media::Purpose::maintenance);
         if (created) {
             open_ = std::move(*created);
             break;
@@ -62,8 +62,8 @@ Task<Result<void>> MapPages::seal_open() {
     segment.footer.data_bytes = open_offset_ - format::kSegmentDataOffset;
     CO_TRY(co_await open_.store->sync());
     CO_TRY(co_await seal_segment(segment));
-    table_->seal(open_index_, static_cast<uint32_t>(segment.footer.data_bytes /
-                                                    format::kPlaceUnitBytes));
+    table_->seal(open_index_,
+                 static_cast<uint32_t>(segment.footer.data_bytes / format::kPlaceUnitBytes));
     open_ = {};
     co_return Result<void>{};
 }

@@ -49,12 +49,12 @@ bool add_block(VolumeCore& core, ReadPlan& plan, uint32_t block, format::MapEntr
 
 Task<Result<void>> read_run(VolumeCore& core, ReadPlan& plan, Run& run) {
     Buffer into = plan.into.slice(run.first * kBlockBytes, run.count * kBlockBytes);
-    auto outcome =
-        co_await run.handle.store->read(run.handle.pin, run.place.offset_bytes(), into);
+    auto outcome = co_await run.handle.store->read(run.handle.pin, run.place.offset_bytes(), into);
     if (!outcome) co_return fail(std::move(outcome).error());
     for (uint32_t i = 0; i < run.count; ++i) {
         Bytes block = into.bytes().subspan(size_t{i} * kBlockBytes, kBlockBytes);
-        if (crc32c(block) == plan.crcs[run.first + i]) [[likely]] continue;
+        if (crc32c(block) == plan.crcs[run.first + i]) [[likely]]
+            continue;
         format::Place place = format::Place::block(
             run.place.segment_index(), run.place.offset_bytes() + uint64_t{i} * kBlockBytes);
         Lba lba(plan.first.value + run.first + i);
@@ -76,7 +76,8 @@ Task<Result<void>> read_runs(VolumeCore& core, ReadPlan& plan) {
         runtime::spawn(core.resources.env.executor, read_run_beside(core, plan, plan.runs[i]));
     }
     auto outcome = co_await read_run(core, plan, plan.runs.front());
-    while (plan.pending != 0) co_await plan.done.wait();
+    while (plan.pending != 0)
+        co_await plan.done.wait();
     if (!outcome) co_return outcome;
     co_return std::move(plan.outcome);
 }
@@ -131,8 +132,10 @@ Task<Result<void>> VolumeCore::read_blocks(Lba first, Buffer into) {
         }
     }
     if (!found_all) {
-        co_return fail(Code::corrupt, "volume {}: the map names a segment that no device has, "
-                       "near block {}", params.id, first);
+        co_return fail(Code::corrupt,
+                       "volume {}: the map names a segment that no device has, "
+                       "near block {}",
+                       params.id, first);
     }
     if (plan.runs.empty()) co_return Result<void>{};
     co_return co_await read_runs(*this, plan);

@@ -76,8 +76,8 @@ Task<Result<void>> VolumeCore::replay_record(Record record) {
         if (record.block_count > map->block_count() ||
             record.lba.value > map->block_count() - record.block_count) {
             co_return fail(Code::corrupt, "volume {} LSN {}: a record for blocks {} to {} of {}",
-                           params.id, record.lsn, record.lba,
-                           record.lba.value + record.block_count, map->block_count());
+                           params.id, record.lsn, record.lba, record.lba.value + record.block_count,
+                           map->block_count());
         }
         if (record.type == RecordType::write) co_return replay_write(record);
         if (record.type == RecordType::write_ref) co_return replay_write_ref(record);
@@ -135,9 +135,10 @@ Result<void> VolumeCore::replay_write_ref(const Record& record) {
         SegmentHandle handle = segments.locate(body->segment);
         uint64_t end = (uint64_t{body->block_offset} + record.block_count) * kBlockBytes;
         if (!handle || end > handle.bytes()) {
-            return fail(Code::corrupt, "volume {} LSN {}: segment {} that holds the data of an "
-                        "acknowledged write is on none of this node's devices", params.id,
-                        record.lsn, body->segment);
+            return fail(Code::corrupt,
+                        "volume {} LSN {}: segment {} that holds the data of an "
+                        "acknowledged write is on none of this node's devices",
+                        params.id, record.lsn, body->segment);
         }
         SegmentEntry entry;
         entry.id = body->segment;
@@ -163,8 +164,10 @@ Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment(
     Lsn lsn, const format::SealedSegment& sealed) {
     SegmentHandle handle = segments.locate(sealed.id);
     if (!handle) {
-        co_return fail(Code::corrupt, "volume {} LSN {}: segment {} with acknowledged data is on "
-                       "none of this node's devices", params.id, lsn, sealed.id);
+        co_return fail(Code::corrupt,
+                       "volume {} LSN {}: segment {} with acknowledged data is on "
+                       "none of this node's devices",
+                       params.id, lsn, sealed.id);
     }
     auto index = co_await read_index(handle);
     if (!index) co_return fail(std::move(index).error());
@@ -187,7 +190,7 @@ Task<Result<void>> VolumeCore::replay_seal(Lsn lsn, const format::SealBody& body
             updates.push_back({item.lba, item.map_entry(sealed.index)});
         }
     }
-    std::ranges::stable_sort(updates, {}, &MapUpdate::lba);
+    std::ranges::sort(updates, {}, &MapUpdate::lba);
     std::vector<ZeroExtent> zeros;
     for (const format::ZeroExtent& zero : body.zeros) {
         zeros.push_back({zero.lba, zero.block_count});
@@ -204,7 +207,7 @@ Task<Result<void>> VolumeCore::replay_relocate(Lsn lsn, const format::RelocateBo
             relocations.push_back({item.lba, item.old_place, item.map_entry(sealed.index)});
         }
     }
-    std::ranges::stable_sort(relocations, {}, &Relocation::lba);
+    std::ranges::sort(relocations, {}, &Relocation::lba);
     co_return co_await apply_change(lsn, {}, {}, relocations);
 }
 
@@ -225,7 +228,8 @@ std::vector<SegmentId> VolumeCore::find_leftovers() const {
     for (uint32_t index = 0; index < table.index_end(); ++index) {
         if (const SegmentEntry* entry = table.find(index)) known.emplace(entry->id, true);
     }
-    for (const SegmentId& id : deleted_in_replay) known.erase(id);
+    for (const SegmentId& id : deleted_in_replay)
+        known.erase(id);
     std::vector<SegmentId> out;
     for (media::SegmentStore* store : resources.space.stores()) {
         for (const media::SegmentInfo& info : store->list(params.id)) {

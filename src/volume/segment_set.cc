@@ -10,7 +10,7 @@ Task<Result<SegmentHandle>> SegmentSet::create(format::SegmentKind kind, uint8_t
                                                uint64_t bytes, media::Purpose purpose) {
     SegmentId id{volume_, static_cast<uint32_t>(epoch_.value), ++sequence_};
     std::vector<media::SegmentStore*> stores = space_.stores();
-    std::ranges::stable_sort(stores, [](const auto* a, const auto* b) {
+    std::ranges::sort(stores, [](const auto* a, const auto* b) {
         return a->space().free_units > b->space().free_units;
     });
     for (media::SegmentStore* store : stores) {
@@ -20,9 +20,8 @@ Task<Result<SegmentHandle>> SegmentSet::create(format::SegmentKind kind, uint8_t
         Buffer header = Buffer::allocate(kBlockBytes);
         format::encode_segment_header(header_of(id, kind, lifetime_class), header.bytes());
         std::vector<Buffer> from{std::move(header)};
-        auto written = co_await store->write_vector(*pin, format::kSegmentHeaderOffset,
-                                                    std::move(from),
-                                                    runtime::Durability::volatile_);
+        auto written = co_await store->write_vector(
+            *pin, format::kSegmentHeaderOffset, std::move(from), runtime::Durability::volatile_);
         if (!written) co_return fail(std::move(written).error());
         co_return SegmentHandle{std::move(*pin), store};
     }
@@ -86,7 +85,8 @@ Task<Result<void>> SegmentSet::remove(SegmentId id) {
 
 Task<Result<void>> SegmentSet::sync_all() {
     std::vector<media::SegmentStore*> stores = space_.stores();
-    for (media::SegmentStore* store : stores) CO_TRY(co_await store->sync());
+    for (media::SegmentStore* store : stores)
+        CO_TRY(co_await store->sync());
     co_return Result<void>{};
 }
 

@@ -19,8 +19,8 @@ RunChoice choose_run(uint64_t block_count, uint64_t run_bytes_max) {
     uint64_t run = limits::kSegmentBytesMin;
     // The next size up as long as its upper half would be at least half used.
     while (run * 2 <= run_bytes_max &&
-           block_count >= format::segment_block_count_max(run) +
-                              format::segment_block_count_max(run) / 2) {
+           block_count >=
+               format::segment_block_count_max(run) + format::segment_block_count_max(run) / 2) {
         run *= 2;
     }
     uint64_t most = format::segment_block_count_max(run);
@@ -29,8 +29,8 @@ RunChoice choose_run(uint64_t block_count, uint64_t run_bytes_max) {
 
 Task<Result<WrittenSegment>> write_segment(SegmentSet& set, format::SegmentKind kind,
                                            uint8_t lifetime_class,
-                                           std::span<const SegmentBlock> blocks,
-                                           uint64_t run_bytes, media::Purpose purpose) {
+                                           std::span<const SegmentBlock> blocks, uint64_t run_bytes,
+                                           media::Purpose purpose) {
     CHECK(!blocks.empty() && blocks.size() <= format::segment_block_count_max(run_bytes));
     auto created = co_await set.create(kind, lifetime_class, run_bytes, purpose);
     if (!created) co_return fail(std::move(created).error());
@@ -106,8 +106,7 @@ Task<Result<SealedIndex>> read_index(SegmentHandle handle) {
     auto decoded = format::decode_segment_front(front.bytes(), handle.id());
     if (!decoded) co_return fail(std::move(decoded).error());
     if (!decoded->has_value()) {
-        co_return fail(Code::corrupt, "segment {} was sealed, and its footer is gone",
-                       handle.id());
+        co_return fail(Code::corrupt, "segment {} was sealed, and its footer is gone", handle.id());
     }
     SealedIndex out;
     out.footer = **decoded;

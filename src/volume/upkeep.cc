@@ -91,7 +91,8 @@ Task<Result<void>> VolumeCore::remove_dead_locked() {
         size_t end = std::min(first + kDeleteBatch, dead.size());
         Record record = make_record(RecordType::delete_intent, Lba(0), 0);
         format::DeleteIntentBody body;
-        for (size_t i = first; i < end; ++i) body.segments.push_back(dead[i].id);
+        for (size_t i = first; i < end; ++i)
+            body.segments.push_back(dead[i].id);
         record.body = std::move(body);
         {
             auto no_change = co_await meta.lock();
@@ -198,20 +199,21 @@ Task<Result<void>> Mover::write() {
         while (run.bytes > limits::kSegmentBytesMin &&
                !core_.segments.has_room(run.bytes, media::Purpose::maintenance)) {
             uint64_t half = run.bytes / 2;
-            run = choose_run(
-                std::min<uint64_t>(run.blocks, format::segment_block_count_max(half)), half);
+            run = choose_run(std::min<uint64_t>(run.blocks, format::segment_block_count_max(half)),
+                             half);
         }
         std::span<const SegmentBlock> part(blocks_.data() + first, run.blocks);
-        auto written = co_await write_segment(core_.segments, SegmentKind::relocated,
-                                              lifetime_class_, part, run.bytes,
-                                              media::Purpose::maintenance);
+        auto written =
+            co_await write_segment(core_.segments, SegmentKind::relocated, lifetime_class_, part,
+                                   run.bytes, media::Purpose::maintenance);
         if (!written) co_return fail(std::move(written).error());
         Output output;
         output.segment = std::move(*written);
         CO_TRY_ASSIGN(output.index, core_.map->segments().reserve());
         for (size_t i = 0; i < run.blocks; ++i) {
             relocations_.push_back(
-                {part[i].lba, part[i].old_place,
+                {part[i].lba,
+                 part[i].old_place,
                  {format::Place::block(output.index, format::segment_block_offset(i)), part[i].crc,
                   0}});
         }
@@ -219,7 +221,8 @@ Task<Result<void>> Mover::write() {
         first += run.blocks;
     }
     CO_TRY(co_await core_.segments.sync_all());
-    for (Output& output : outputs_) CO_TRY(co_await seal_segment(output.segment));
+    for (Output& output : outputs_)
+        CO_TRY(co_await seal_segment(output.segment));
     co_return Result<void>{};
 }
 
@@ -248,15 +251,17 @@ Task<Result<void>> Mover::publish() {
 Task<void> Mover::undo() {
     for (Output& output : outputs_) {
         auto removed = co_await core_.segments.remove(output.segment.handle.id());
-        if (!removed) LOG_WARN("a segment of a failed relocation stays until the next open: {}",
-                               removed.error().text());
+        if (!removed)
+            LOG_WARN("a segment of a failed relocation stays until the next open: {}",
+                     removed.error().text());
         core_.map->segments().release(output.index);
     }
     outputs_.clear();
 }
 
 Task<Result<void>> Mover::run(std::vector<uint32_t> indexes) {
-    for (uint32_t index : indexes) CO_TRY(co_await collect(index));
+    for (uint32_t index : indexes)
+        CO_TRY(co_await collect(index));
     if (!blocks_.empty()) {
         Result<void> outcome = co_await write();
         if (!outcome) {

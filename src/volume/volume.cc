@@ -11,10 +11,9 @@ constexpr uint64_t kReplayBytesAlone = 2 * kGiB;
 Result<void> check_params(const VolumeParams& params) {
     if (params.size_bytes % kBlockBytes != 0 || params.size_bytes < limits::kVolumeBytesMin ||
         params.size_bytes > limits::kVolumeBytesMax) {
-        return fail(Code::invalid_argument,
-                    "a volume has {} to {} bytes in multiples of {}, not {}",
-                    limits::kVolumeBytesMin, limits::kVolumeBytesMax, kBlockBytes,
-                    params.size_bytes);
+        return fail(
+            Code::invalid_argument, "a volume has {} to {} bytes in multiples of {}, not {}",
+            limits::kVolumeBytesMin, limits::kVolumeBytesMax, kBlockBytes, params.size_bytes);
     }
     if (params.sector_bytes != 512 && params.sector_bytes != kBlockBytes) {
         return fail(Code::invalid_argument, "a sector has 512 or {} bytes, not {}", kBlockBytes,
@@ -22,7 +21,8 @@ Result<void> check_params(const VolumeParams& params) {
     }
     if (!params.id || !params.lineage || !params.token || params.epoch.value == 0 ||
         params.epoch.value > UINT32_MAX) {
-        return fail(Code::invalid_argument, "a volume needs an id, a lineage, an epoch and a token");
+        return fail(Code::invalid_argument,
+                    "a volume needs an id, a lineage, an epoch and a token");
     }
     return {};
 }
@@ -48,13 +48,16 @@ VolumeCore::~VolumeCore() {
 }
 
 Result<void> VolumeCore::healthy() const {
-    if (fault.has_value()) [[unlikely]] return fail(*fault);
+    if (fault.has_value()) [[unlikely]]
+        return fail(*fault);
     return {};
 }
 
 Result<void> VolumeCore::alive() const {
-    if (fault.has_value()) [[unlikely]] return fail(*fault);
-    if (stopping) [[unlikely]] return fail(Code::stopping, "volume {} is stopping", params.id);
+    if (fault.has_value()) [[unlikely]]
+        return fail(*fault);
+    if (stopping) [[unlikely]]
+        return fail(Code::stopping, "volume {} is stopping", params.id);
     return {};
 }
 
@@ -72,8 +75,8 @@ Result<void> VolumeCore::check_access(uint64_t offset, uint64_t bytes) const {
 
 void VolumeCore::fail_for_good(const Error& error) {
     if (fault.has_value()) return;
-    fault.emplace(error.code(), fmt::format("volume {} is out of service: {}", params.id,
-                                            error.message()));
+    fault.emplace(error.code(),
+                  fmt::format("volume {} is out of service: {}", params.id, error.message()));
     LOG_ERROR("volume out of service volume={} why={}", params.id, error.text());
     // Nothing is served from now on, so the node need not hold memory for it. Space stays
     // promised: the journal still holds acknowledged data.
@@ -130,9 +133,15 @@ Task<void> VolumeCore::stop(bool is_closing, Result<void>* outcome) {
     }
     co_await background.close();
     // Whoever still works inside ends first.
-    { auto guard = co_await draining.lock(); }
-    { auto guard = co_await upkeep.lock(); }
-    { auto guard = co_await meta.lock(); }
+    {
+        auto guard = co_await draining.lock();
+    }
+    {
+        auto guard = co_await upkeep.lock();
+    }
+    {
+        auto guard = co_await meta.lock();
+    }
     co_await map->close();
     segments.clear();
     open_segment = nullptr;
@@ -152,15 +161,14 @@ void VolumeCore::notice() {
 
 Task<void> VolumeCore::maintain_alone() {
     auto outcome = co_await drain();
-    if (outcome && (replay_bytes >= kReplayBytesAlone ||
-                    resources.leaf_cache.needs_checkpoint())) {
+    if (outcome && (replay_bytes >= kReplayBytesAlone || resources.leaf_cache.needs_checkpoint())) {
         outcome = co_await checkpoint();
     }
     noticed = false;
     // A writer that waits notices again when it wakes; whoever waits for memory must wake.
     resources.overlay.wake();
-    if (!outcome) LOG_WARN("volume maintenance volume={} why={}", params.id,
-                           outcome.error().text());
+    if (!outcome)
+        LOG_WARN("volume maintenance volume={} why={}", params.id, outcome.error().text());
 }
 
 Pressure VolumeCore::pressure() const {
@@ -248,10 +256,18 @@ Task<void> Volume::stop() {
     co_await core_->stop(false, nullptr);
 }
 
-VolumeId Volume::id() const { return core_->params.id; }
-Epoch Volume::epoch() const { return core_->params.epoch; }
-uint64_t Volume::size_bytes() const { return core_->size_bytes(); }
-uint32_t Volume::sector_bytes() const { return core_->params.sector_bytes; }
+VolumeId Volume::id() const {
+    return core_->params.id;
+}
+Epoch Volume::epoch() const {
+    return core_->params.epoch;
+}
+uint64_t Volume::size_bytes() const {
+    return core_->size_bytes();
+}
+uint32_t Volume::sector_bytes() const {
+    return core_->params.sector_bytes;
+}
 
 Task<Result<void>> Volume::read(uint64_t offset, Buffer into) {
     return core_->read(offset, std::move(into));
@@ -262,21 +278,41 @@ Task<Result<void>> Volume::write(uint64_t offset, Buffer from) {
 Task<Result<void>> Volume::zero(uint64_t offset, uint64_t bytes) {
     return core_->zero(offset, bytes);
 }
-Task<Result<void>> Volume::flush() { co_return core_->alive(); }
-Task<Result<void>> Volume::grow(uint64_t size_bytes) { return core_->grow(size_bytes); }
+Task<Result<void>> Volume::flush() {
+    co_return core_->alive();
+}
+Task<Result<void>> Volume::grow(uint64_t size_bytes) {
+    return core_->grow(size_bytes);
+}
 
-VolumeStats Volume::stats() const { return core_->stats(); }
-std::optional<Error> Volume::faulted() const { return core_->fault; }
-Pressure Volume::pressure() const { return core_->pressure(); }
+VolumeStats Volume::stats() const {
+    return core_->stats();
+}
+std::optional<Error> Volume::faulted() const {
+    return core_->fault;
+}
+Pressure Volume::pressure() const {
+    return core_->pressure();
+}
 
-Task<Result<void>> Volume::drain() { return core_->drain(); }
-Task<Result<void>> Volume::checkpoint() { return core_->checkpoint(); }
-Task<Result<void>> Volume::remove_dead() { return core_->remove_dead(); }
+Task<Result<void>> Volume::drain() {
+    return core_->drain();
+}
+Task<Result<void>> Volume::checkpoint() {
+    return core_->checkpoint();
+}
+Task<Result<void>> Volume::remove_dead() {
+    return core_->remove_dead();
+}
 Task<Result<void>> Volume::relocate(std::vector<uint32_t> indexes, uint8_t lifetime_class) {
     return core_->relocate(std::move(indexes), lifetime_class);
 }
-Task<Result<ScrubResult>> Volume::scrub(uint32_t index) { return core_->scrub(index); }
-Task<Result<std::string>> Volume::dump_map() { return core_->dump_map(); }
+Task<Result<ScrubResult>> Volume::scrub(uint32_t index) {
+    return core_->scrub(index);
+}
+Task<Result<std::string>> Volume::dump_map() {
+    return core_->dump_map();
+}
 
 std::vector<SegmentView> Volume::segments() const {
     std::vector<SegmentView> out;

@@ -87,9 +87,8 @@ Task<Result<void>> VolumeCore::take_room(uint64_t blocks) {
             --waiting;
             continue;
         }
-        bool gained = resources.background != nullptr
-                          ? co_await resources.background->make_room()
-                          : co_await make_room_alone();
+        bool gained = resources.background != nullptr ? co_await resources.background->make_room()
+                                                      : co_await make_room_alone();
         --waiting;
         // Others may take what was gained; a few turns, then an honest answer.
         if (!gained && ++fruitless >= 2) {
@@ -137,8 +136,7 @@ Record VolumeCore::make_record(RecordType type, Lba lba, uint64_t block_count) c
     return record;
 }
 
-Task<Result<void>> VolumeCore::commit(Record record, replica::Admission admission,
-                                      InFlight entry) {
+Task<Result<void>> VolumeCore::commit(Record record, replica::Admission admission, InFlight entry) {
     uint64_t first = entry.lba.value;
     uint64_t end = first + entry.block_count;
     CHECK(end <= map->block_count());
@@ -184,11 +182,11 @@ void VolumeCore::apply(InFlight& record) {
     switch (record.type) {
         case RecordType::write:
             for (uint64_t i = 0; i < record.block_count; ++i) {
-                overlay.put(first + i, OverlayEntry{.data = record.data.slice(i * kBlockBytes,
-                                                                              kBlockBytes),
-                                                    .place = {},
-                                                    .lsn = record.lsn,
-                                                    .crc = record.crcs[i]});
+                overlay.put(first + i,
+                            OverlayEntry{.data = record.data.slice(i * kBlockBytes, kBlockBytes),
+                                         .place = {},
+                                         .lsn = record.lsn,
+                                         .crc = record.crcs[i]});
             }
             CHECK(in_flight_blocks >= record.block_count);
             in_flight_blocks -= record.block_count;
@@ -197,10 +195,10 @@ void VolumeCore::apply(InFlight& record) {
             for (uint64_t i = 0; i < record.block_count; ++i) {
                 format::Place place = format::Place::block(
                     record.place.segment_index(), record.place.offset_bytes() + i * kBlockBytes);
-                overlay.put(first + i, OverlayEntry{.data = {},
-                                                    .place = place,
-                                                    .lsn = record.lsn,
-                                                    .crc = record.crcs[i]});
+                overlay.put(
+                    first + i,
+                    OverlayEntry{
+                        .data = {}, .place = place, .lsn = record.lsn, .crc = record.crcs[i]});
             }
             resources.overlay.take_regardless(record.block_count * kReferenceBytes);
             charged_bytes += record.block_count * kReferenceBytes;
@@ -214,11 +212,13 @@ void VolumeCore::apply(InFlight& record) {
 }
 
 Task<void> VolumeCore::wait_applied(Lsn lsn) {
-    while (applied_lsn < lsn && !fault.has_value()) co_await applied.wait();
+    while (applied_lsn < lsn && !fault.has_value())
+        co_await applied.wait();
 }
 
 Task<void> VolumeCore::enter_slot() {
-    while (running >= limits::kVolumeIoCountMax) co_await slots.wait();
+    while (running >= limits::kVolumeIoCountMax)
+        co_await slots.wait();
     ++running;
 }
 
@@ -327,8 +327,8 @@ Task<Result<void>> VolumeCore::create_open_segment(uint32_t block_count) {
     if (run / limits::kSegmentUnitBytes > resources.space.available_units()) {
         co_return fail(Code::no_space, "no room for a segment of large writes");
     }
-    auto created = co_await segments.create(format::SegmentKind::large, 1, run,
-                                            media::Purpose::user);
+    auto created =
+        co_await segments.create(format::SegmentKind::large, 1, run, media::Purpose::user);
     if (!created) co_return fail(std::move(created).error());
     CO_TRY_ASSIGN(uint32_t index, map->segments().reserve());
     segments.put(index, *created);
@@ -424,7 +424,8 @@ class LockedEnds {
     explicit LockedEnds(BlockLocks& locks) : locks_(locks) {}
     LockedEnds(const LockedEnds&) = delete;
     ~LockedEnds() {
-        for (uint64_t lba : held_) locks_.unlock(lba);
+        for (uint64_t lba : held_)
+            locks_.unlock(lba);
     }
     void lock(uint64_t lba) {
         locks_.lock(lba);
@@ -465,7 +466,8 @@ Task<Result<void>> VolumeCore::write_partial_piece(uint64_t offset, Buffer from)
     record.payload.push_back(data);
     record.crcs.resize(block_count);
     CO_TRY_ASSIGN(replica::Admission admission, co_await admit(record));
-    while (locks.overlaps(first, end)) co_await locks.wait();
+    while (locks.overlaps(first, end))
+        co_await locks.wait();
     LockedEnds held(locks);
     if (head) held.lock(first);
     if (tail) held.lock(end - 1);
