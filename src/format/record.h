@@ -82,8 +82,6 @@ struct RootBody {
     uint32_t page_bytes = 0;
     uint32_t page_crc = 0;
     uint64_t size_blocks = 0;
-    uint32_t page_segment_index = 0;  // of page_segment, in the volume's segment table
-    uint64_t page_sequence = 0;       // of the checkpoint: part of the page's identity
     bool operator==(const RootBody&) const = default;
 };
 struct WriteRefBody {
@@ -157,6 +155,8 @@ inline constexpr uint32_t kZeroExtentBytes = 16;
 uint32_t encoded_bytes(const Record& record);
 // invalid_argument when the record breaks its type's rules (sizes, counts, body, payload).
 Result<void> validate(const Record& record);
+// The same without the payload, for a record whose bytes are still to come.
+Result<void> validate_shape(const Record& record);
 // Requires: validate(record), out.size() == encoded_bytes(record). Writes every byte of `out`.
 void encode_record(const Record& record, MutableBytes out);
 

@@ -90,7 +90,6 @@ class Device {
   private:
     Device(runtime::Env env, std::unique_ptr<runtime::Disk> disk);
     runtime::Task<Result<void>> load_superblock();
-    runtime::Task<Result<void>> store_superblock();
 
     DeviceState state_;
     std::unique_ptr<Ring> ring_;

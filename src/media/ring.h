@@ -16,6 +16,7 @@ using runtime::Task;
 
 class DeviceState;
 class Ring;
+class RingScan;
 
 // Where a record lies in its ring, until it is released.
 struct RecordPosition {
@@ -55,16 +56,12 @@ class [[nodiscard]] Admission {
     uint64_t bytes_ = 0;
 };
 
-// Resumptions that one commit caused; the ring posts them together, once.
-using Resumes = std::vector<std::move_only_function<void()>>;
-
-// Told once how an append ended, from the ring's commit loop, in submit order. It must not call
-// into the ring; work that it wakes goes into `resumes`. `record` is the ring's; it may be moved
-// from. It must outlive the append.
+// Told once how an append ended, from the ring's commit loop, in submit order. It must not submit
+// from inside; it may release. `record` is the ring's and may be moved from. It outlives the
+// append.
 class AppendSink {
   public:
-    virtual void on_append(Result<RecordPosition> result, format::Record& record,
-                           Resumes& resumes) = 0;
+    virtual void on_append(Result<RecordPosition> result, format::Record& record) = 0;
 
   protected:
     ~AppendSink() = default;
@@ -96,8 +93,7 @@ struct RingRecovery {
 
 struct RingStats {
     uint64_t ring_bytes = 0;
-    uint64_t used_bytes = 0;    // between tail and head
-    uint64_t pinned_bytes = 0;  // of it, in records not released
+    uint64_t used_bytes = 0;  // between tail and head
     uint64_t admitted_bytes = 0;
     uint64_t appended_bytes = 0;  // since open, frames as written
     uint64_t commits = 0;
@@ -153,9 +149,18 @@ class Ring {
     // Several, in order, with few large reads; each fails alone. `positions` ascending reads best.
     Task<std::vector<Result<format::Record>>> read_many(std::vector<RecordPosition> positions);
 
+    // All records of a frame, in order, payloads verified one by one. Requires: the frame is held.
+    // Errors: corrupt (the metadata as a whole), io_error.
+    struct FrameRecord {
+        format::Record record;  // without payload when !payload_is_good
+        RecordPosition position;
+        bool payload_is_good = true;
+    };
+    Task<Result<std::vector<FrameRecord>>> read_frame(uint64_t sequence);
+
     // Device offset of the record's frame, for messages. Requires: not released.
     uint64_t device_offset_of(RecordPosition position) const;
-    // Frames up to this one hold nothing anyone needs; the oldest frame with a needed record.
+    // The oldest frame that holds a needed record; newest_sequence() + 1 when none does.
     uint64_t tail_sequence() const;
     uint64_t newest_sequence() const { return sequence_next_ - 1; }
     // Bytes a user admission could still take now.
@@ -163,9 +168,11 @@ class Ring {
     uint64_t ring_bytes() const { return ring_bytes_; }
     // True when less than a quarter is free: time to move or drain what the tail holds.
     bool is_short() const;
-    // Resolves when is_short() may have become true, or on stop.
+    // Resolves when is_short() may have become true, on nudge() and on close().
     Task<void> wait_short();
+    void nudge() { short_.wake_all(); }
     RingStats stats() const;
+    bool is_closing() const { return closing_; }
 
     // Ends the boot: no new admissions, what is queued is committed, then a last frame that makes
     // any later damage to the others distinguishable from a torn tail.
@@ -173,63 +180,76 @@ class Ring {
 
   private:
     friend class Admission;
-    friend class RingScan;
     struct Pending {
         format::Record record;
         Admission admission;
-        AppendSink* sink;
-        uint32_t encoded_bytes;
+        AppendSink* sink = nullptr;
+        uint32_t encoded_bytes = 0;
     };
+    // A frame between tail and head. One that was lost has no bytes of its own.
     struct Frame {
         uint64_t log_offset = 0;
         uint32_t bytes = 0;
-        uint32_t pins = 0;
         uint32_t metadata_bytes = 0;
-        uint64_t pinned_bytes = 0;
+        uint32_t pins = 0;
     };
     struct Batch {
         std::vector<Pending> records;
         std::vector<RecordPosition> positions;
-        uint32_t metadata_bytes = 0;
+        uint32_t record_bytes = 0;
         uint32_t payload_bytes = 0;
     };
+    // Someone who waits in line for room; on the stack of admit().
+    struct AdmitWaiter {
+        uint64_t cost = 0;
+        Admission admission;
+        runtime::Event decided;
+    };
 
+    Admission grant(uint64_t bytes);
     void give_back(uint64_t bytes);
-    void kick();
+    void serve_waiters();
     Task<void> commit_loop();
-    void gather(Batch& batch);
-    std::vector<Buffer> encode(Batch& batch, uint64_t log_offset);
-    Task<Result<void>> commit(Batch& batch);
-    void complete(Batch& batch, const Result<void>& outcome);
+    void gather();
+    Task<Result<void>> write_batch();
+    std::vector<Buffer> encode_batch(const format::FrameHeader& header);
+    format::FrameHeader next_header() const;
+    void account_frame(const format::FrameHeader& header);
+    void begin_witnesses();
+    void add_witness(const format::Record& record);
+    void complete_batch(const Result<void>& outcome);
     void fail_queued();
+    Task<Result<void>> write_empty_frame();
     void advance_tail();
+    void report_findings(RingScan& scan);
+    void adopt(RingScan& scan);
     Frame& frame_at(uint64_t sequence);
     const Frame& frame_at(uint64_t sequence) const;
     uint64_t log_offset_for(uint64_t frame_bytes) const;
-    uint64_t used_bytes() const;
-    uint64_t reserve_left(Urgency urgency) const;
+    uint64_t tail_log_offset() const;
+    uint64_t used_bytes() const { return head_ - tail_log_offset(); }
+    uint64_t kept_back(Urgency urgency) const;
+    Result<format::Record> extract(RecordPosition position, Bytes window, uint64_t window_offset);
 
     DeviceState& device_;
     const uint64_t ring_offset_;
     const uint64_t ring_bytes_;
 
     std::deque<Pending> queue_;
-    std::deque<Frame> frames_;  // tail first; contiguous sequences
+    std::deque<Frame> frames_;  // tail first; sequences sequence_first_ .. sequence_next_ - 1
     uint64_t sequence_first_ = 1;
     uint64_t sequence_next_ = 1;
-    uint64_t head_ = 0;  // log offset after the newest frame
+    uint64_t head_ = 0;  // log offset behind the newest frame
     uint64_t admitted_bytes_ = 0;
-    uint64_t pinned_bytes_ = 0;
-    size_t user_waiting_ = 0;
-    bool committing_ = false;
     bool closing_ = false;
     std::vector<format::FrameWitness> witnesses_;  // of the newest frame
     bool witnesses_complete_ = true;
-    Buffer metadata_;
+    Buffer metadata_;  // reused: one commit is in flight
     Batch batch_;
     RingRecovery recovery_;
     RingStats counters_;
-    runtime::WaitList space_;
+    std::deque<AdmitWaiter*> waiters_;
+    runtime::WaitList work_;
     runtime::WaitList short_;
     runtime::Gate gate_;
 };

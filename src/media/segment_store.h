@@ -140,10 +140,12 @@ class SegmentStore {
 
     uint64_t offset_of(const SegmentInfo& info) const;
     Result<void> check_access(const SegmentPin& pin, uint64_t offset, uint64_t bytes) const;
-    Result<void> load_table(Bytes table);
+    Result<void> load_table();
     void quarantine(uint32_t unit, const std::string& why);
     void set_entry(const SegmentInfo& info);
-    void set_prepared(uint32_t first_unit, uint32_t unit_count);
+    void set_free(uint32_t first_unit, uint32_t unit_count);
+    void free_run(uint32_t first_unit, uint32_t unit_count);
+    std::optional<uint32_t> take_unwritten();
     runtime::Task<Result<void>> persist(uint32_t unit);
     runtime::Task<Result<void>> write_block(uint32_t block);
     runtime::Task<Result<void>> clear(std::unique_ptr<Entry> entry);
@@ -156,6 +158,7 @@ class SegmentStore {
     uint32_t reserve_units_ = 0;
     uint32_t quarantined_units_ = 0;
     uint32_t unwritten_free_units_ = 0;
+    uint32_t prezero_next_ = 0;
     UnitAllocator allocator_;
     std::vector<format::UnitEntryBytes> table_;  // as it is to be on the disk
     std::vector<TableBlock> blocks_;

@@ -14,7 +14,7 @@ namespace peplos::replica {
 
 using runtime::Task;
 
-class VolumeLog;
+class Share;
 
 // What the control store knows of a volume's log on this member.
 struct Membership {
@@ -65,21 +65,22 @@ class [[nodiscard]] Admission {
   public:
     Admission() = default;
     Admission(Admission&& other) noexcept
-        : log_(std::exchange(other.log_, nullptr)),
+        : share_(std::exchange(other.share_, nullptr)),
           bytes_(std::exchange(other.bytes_, 0)),
           ring_(std::move(other.ring_)) {}
     Admission& operator=(Admission&& other) noexcept {
-        std::swap(log_, other.log_);
+        std::swap(share_, other.share_);
         std::swap(bytes_, other.bytes_);
         ring_ = std::move(other.ring_);
         return *this;
     }
     ~Admission();
-    explicit operator bool() const { return log_ != nullptr; }
+    explicit operator bool() const { return share_ != nullptr; }
 
   private:
+    friend class Share;
     friend class LocalVolumeLog;
-    VolumeLog* log_ = nullptr;
+    Share* share_ = nullptr;
     uint64_t bytes_ = 0;
     media::Admission ring_;
 };
@@ -143,7 +144,8 @@ class VolumeLog {
     virtual Task<Result<Lsn>> append(format::Record record) = 0;
 
     // Data-like records <= drained_lsn and meta records <= meta_lsn are needed no more; of roots
-    // the newest durable one stays. Never goes back.
+    // the newest durable one stays. Never goes back. Takes effect as far as a durable seal or root
+    // says the same, because a restart learns it from there.
     virtual void trim(Lsn drained_lsn, Lsn meta_lsn) = 0;
 
     // Bytes of the journal that this volume pins, and the most it may.
@@ -185,7 +187,8 @@ class Journal {
     virtual Task<Result<std::unique_ptr<VolumeLog>>> open(OpenRequest request) = 0;
     // What to record in the control store after open().
     virtual Membership membership_for(OpenToken token) const = 0;
-    // The volume is deleted: releases all it holds. An open log gets `fenced`.
+    // The volume is deleted: releases all it holds, durably. An open log gets `fenced`.
+    // Does nothing when there is no such volume.
     virtual Task<Result<void>> drop(VolumeId volume) = 0;
     // Every volume this journal holds records of, opened or not.
     virtual std::vector<RetainedVolume> volumes() const = 0;

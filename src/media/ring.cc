@@ -1,0 +1,572 @@
+#include "media/ring.h"
+
+#include <algorithm>
+
+#include "base/fault.h"
+#include "media/device.h"
+#include "media/ring_scan.h"
+
+namespace peplos::media {
+namespace {
+
+// What even meta records leave alone: the frames that begin and end a boot.
+constexpr uint64_t kBootReserveBytes = 64 * kKiB;
+constexpr uint64_t kReserveBytesMin = 2 * kMiB;
+constexpr uint64_t kReadWindowBytes = 1 * kMiB;
+
+// One append that a task waits for, on the waiting task's stack.
+class AppendWaiter final : public AppendSink {
+  public:
+    void on_append(Result<RecordPosition> result, format::Record&) override {
+        promise_.set(std::move(result));
+    }
+    Task<Result<RecordPosition>> wait() { return promise_.take(); }
+
+  private:
+    runtime::Promise<Result<RecordPosition>> promise_;
+};
+
+}  // namespace
+
+Admission::~Admission() {
+    if (ring_ != nullptr) ring_->give_back(bytes_);
+}
+
+Ring::Ring(DeviceState& device, uint64_t offset, uint64_t bytes)
+    : device_(device), ring_offset_(offset), ring_bytes_(bytes) {
+    CHECK(ring_bytes_ >= limits::kRingBytesMin);
+    counters_.ring_bytes = bytes;
+}
+
+Ring::~Ring() {
+    // Admissions of work that will not run any more find no ring.
+    for (Pending& pending : queue_)
+        pending.admission.ring_ = nullptr;
+    for (Pending& pending : batch_.records)
+        pending.admission.ring_ = nullptr;
+}
+
+// ---- space ----
+
+uint64_t Ring::tail_log_offset() const {
+    return frames_.empty() ? head_ : frames_.front().log_offset;
+}
+
+uint64_t Ring::tail_sequence() const {
+    return sequence_first_;
+}
+
+// Bytes that this urgency must leave free, the padding at the ring's end included.
+uint64_t Ring::kept_back(Urgency urgency) const {
+    uint64_t reserve = std::max(ring_bytes_ / 16, kReserveBytesMin);
+    uint64_t kept = limits::kFrameBytesMax + kBootReserveBytes;
+    if (urgency == Urgency::user) return kept + reserve;
+    if (urgency == Urgency::reappend) return kept + reserve / 2;
+    return kept;
+}
+
+uint64_t Ring::free_bytes(Urgency urgency) const {
+    uint64_t taken = used_bytes() + admitted_bytes_ + kept_back(urgency);
+    return taken < ring_bytes_ ? ring_bytes_ - taken : 0;
+}
+
+bool Ring::is_short() const {
+    return used_bytes() + admitted_bytes_ > ring_bytes_ / 4 * 3;
+}
+
+Admission Ring::grant(uint64_t bytes) {
+    admitted_bytes_ += bytes;
+    return Admission(this, bytes);
+}
+
+Admission Ring::try_admit(uint64_t cost_bytes, Urgency urgency) {
+    if (device_.is_failed() || closing_) return {};
+    if (urgency == Urgency::user && !waiters_.empty()) return {};
+    if (free_bytes(urgency) < cost_bytes) return {};
+    return grant(cost_bytes);
+}
+
+Task<Result<Admission>> Ring::admit(uint64_t cost_bytes, Urgency urgency) {
+    if (Admission now = try_admit(cost_bytes, urgency)) co_return now;
+    if (device_.is_failed()) co_return fail(device_.failure());
+    if (closing_) co_return fail(Code::stopping, "{} is being closed", device_.disk->name());
+    if (cost_bytes > limits::kFrameBytesMax)
+        co_return fail(Code::invalid_argument, "an append of {} bytes is larger than a frame",
+                       cost_bytes);
+    if (urgency != Urgency::user) {
+        co_return fail(Code::busy,
+                       "the journal of {} is full, its reserve too ({} of {} bytes used): it goes "
+                       "on when volumes have drained",
+                       device_.disk->name(), used_bytes(), ring_bytes_);
+    }
+    if (waiters_.size() >= limits::kRingQueueCountMax) {
+        co_return fail(Code::busy, "the journal of {} is full and {} writes wait already",
+                       device_.disk->name(), waiters_.size());
+    }
+    AdmitWaiter waiter;
+    waiter.cost = cost_bytes;
+    waiters_.push_back(&waiter);
+    ++counters_.user_waits;
+    short_.wake_all();
+    co_await waiter.decided.wait();
+    if (waiter.admission) co_return std::move(waiter.admission);
+    if (device_.is_failed()) co_return fail(device_.failure());
+    co_return fail(Code::stopping, "{} is being closed", device_.disk->name());
+}
+
+void Ring::give_back(uint64_t bytes) {
+    CHECK(admitted_bytes_ >= bytes);
+    admitted_bytes_ -= bytes;
+    serve_waiters();
+}
+
+// Grants in the order of arrival; on failure or close everybody hears of it.
+void Ring::serve_waiters() {
+    bool is_over = device_.is_failed() || closing_;
+    while (!waiters_.empty()) {
+        AdmitWaiter* waiter = waiters_.front();
+        if (!is_over) {
+            if (free_bytes(Urgency::user) < waiter->cost) return;
+            waiter->admission = grant(waiter->cost);
+        }
+        waiters_.pop_front();
+        waiter->decided.set();
+    }
+}
+
+void Ring::release(RecordPosition position) {
+    Frame& frame = frame_at(position.frame_sequence);
+    CHECK(frame.pins > 0, "a record is released once");
+    --frame.pins;
+    if (frame.pins == 0 && position.frame_sequence == sequence_first_) advance_tail();
+}
+
+void Ring::advance_tail() {
+    while (!frames_.empty() && frames_.front().pins == 0) {
+        frames_.pop_front();
+        ++sequence_first_;
+    }
+    serve_waiters();
+}
+
+Ring::Frame& Ring::frame_at(uint64_t sequence) {
+    CHECK(sequence >= sequence_first_ && sequence - sequence_first_ < frames_.size(),
+          "frame {} is not held", sequence);
+    return frames_[sequence - sequence_first_];
+}
+
+const Ring::Frame& Ring::frame_at(uint64_t sequence) const {
+    return const_cast<Ring*>(this)->frame_at(sequence);
+}
+
+uint64_t Ring::device_offset_of(RecordPosition position) const {
+    return ring_offset_ + frame_at(position.frame_sequence).log_offset % ring_bytes_;
+}
+
+Task<void> Ring::wait_short() {
+    if (!closing_) co_await short_.wait();
+}
+
+RingStats Ring::stats() const {
+    RingStats out = counters_;
+    out.used_bytes = used_bytes();
+    out.admitted_bytes = admitted_bytes_;
+    return out;
+}
+
+// ---- commit ----
+
+void Ring::submit(format::Record record, Admission admission, AppendSink* sink) {
+    Pending pending;
+    pending.encoded_bytes = format::encoded_bytes(record);
+    CHECK(admission.ring_ == this && admission.bytes_ >= format::ring_cost_bytes(record));
+    pending.record = std::move(record);
+    pending.admission = std::move(admission);
+    pending.sink = sink;
+    queue_.push_back(std::move(pending));
+    if (work_.count() != 0) work_.wake_one();
+}
+
+Task<Result<RecordPosition>> Ring::append(format::Record record, Admission admission) {
+    AppendWaiter waiter;
+    submit(std::move(record), std::move(admission), &waiter);
+    co_return co_await waiter.wait();
+}
+
+Task<void> Ring::commit_loop() {
+    while (true) {
+        while (queue_.empty() && !closing_)
+            co_await work_.wait();
+        if (queue_.empty()) break;
+        if (device_.is_failed()) {
+            fail_queued();
+            continue;
+        }
+        gather();
+        Result<void> outcome = co_await write_batch();
+        complete_batch(outcome);
+    }
+    if (!device_.is_failed()) std::ignore = co_await write_empty_frame();
+}
+
+// Moves what fits one frame from the queue into the batch, in order.
+void Ring::gather() {
+    constexpr uint32_t kRecordsBytesMax =
+        format::kFrameMetadataBytesMax - format::kFrameOverheadBytes;
+    CHECK(batch_.records.empty());
+    batch_.positions.clear();
+    batch_.record_bytes = 0;
+    batch_.payload_bytes = 0;
+    while (!queue_.empty()) {
+        Pending& next = queue_.front();
+        auto payload_bytes = static_cast<uint32_t>(next.record.payload_bytes());
+        if (batch_.record_bytes + next.encoded_bytes > kRecordsBytesMax) break;
+        if (batch_.payload_bytes + payload_bytes > limits::kCommitPayloadBytesMax) break;
+        batch_.record_bytes += next.encoded_bytes;
+        batch_.payload_bytes += payload_bytes;
+        batch_.records.push_back(std::move(next));
+        queue_.pop_front();
+    }
+    CHECK(!batch_.records.empty(), "every valid record fits an empty frame");
+}
+
+uint64_t Ring::log_offset_for(uint64_t frame_bytes) const {
+    uint64_t left = ring_bytes_ - head_ % ring_bytes_;
+    return frame_bytes <= left ? head_ : head_ + left;
+}
+
+// The header of the frame that holds the batch, possibly none of records.
+format::FrameHeader Ring::next_header() const {
+    format::FrameHeader header;
+    header.incarnation = device_.superblock.incarnation;
+    header.boot = device_.superblock.boot;
+    header.sequence = sequence_next_;
+    header.witnesses = witnesses_;
+    header.witnesses_are_complete = witnesses_complete_;
+    header.metadata_bytes =
+        static_cast<uint32_t>(round_up(header.records_offset() + batch_.record_bytes, kBlockBytes));
+    header.payload_bytes = batch_.payload_bytes;
+    header.record_count = static_cast<uint32_t>(batch_.records.size());
+    header.log_offset = log_offset_for(header.bytes());
+    header.tail_sequence = sequence_first_;
+    header.tail_log_offset = frames_.empty() ? header.log_offset : tail_log_offset();
+    return header;
+}
+
+// Builds the metadata area in place and gathers the payload as it lies.
+std::vector<Buffer> Ring::encode_batch(const format::FrameHeader& header) {
+    if (metadata_.empty()) metadata_ = Buffer::allocate(format::kFrameMetadataBytesMax);
+    Buffer area = metadata_.slice(0, header.metadata_bytes);
+    size_t offset = header.records_offset();
+    uint32_t payload_offset = header.metadata_bytes;
+    std::vector<Buffer> out;
+    out.reserve(1 + batch_.payload_bytes / kBlockBytes);
+    out.push_back(area);
+    for (Pending& pending : batch_.records) {
+        format::encode_record(pending.record, area.bytes().subspan(offset, pending.encoded_bytes));
+        batch_.positions.push_back(
+            {header.sequence, static_cast<uint32_t>(offset), payload_offset});
+        offset += pending.encoded_bytes;
+        payload_offset += static_cast<uint32_t>(pending.record.payload_bytes());
+        for (const Buffer& payload : pending.record.payload)
+            out.push_back(payload);
+    }
+    std::memset(area.data() + offset, 0, area.size() - offset);
+    format::encode_frame(header, area.bytes());
+    return out;
+}
+
+Task<Result<void>> Ring::write_batch() {
+    format::FrameHeader header = next_header();
+    CHECK(header.log_offset + header.bytes() - header.tail_log_offset <= ring_bytes_,
+          "the ring overruns its tail");
+    std::vector<Buffer> buffers = encode_batch(header);
+    uint64_t place = ring_offset_ + header.log_offset % ring_bytes_;
+    // The tail may move on meanwhile; the frame's own place and sequence are fixed.
+    Result<void> written = co_await device_.disk->write_vector(place, std::move(buffers),
+                                                               runtime::Durability::durable);
+    if (!written) {
+        device_.fail_for_good(written.error());
+        co_return fail(device_.failure());
+    }
+    account_frame(header);
+    co_return Result<void>{};
+}
+
+void Ring::account_frame(const format::FrameHeader& header) {
+    CHECK(header.sequence == sequence_next_);
+    Frame frame;
+    frame.log_offset = header.log_offset;
+    frame.bytes = static_cast<uint32_t>(header.bytes());
+    frame.metadata_bytes = header.metadata_bytes;
+    frame.pins = header.record_count;
+    frames_.push_back(frame);
+    ++sequence_next_;
+    head_ = header.log_offset + header.bytes();
+    begin_witnesses();
+    for (const Pending& pending : batch_.records)
+        add_witness(pending.record);
+    ++counters_.commits;
+    counters_.records += header.record_count;
+    counters_.appended_bytes += header.bytes();
+}
+
+void Ring::begin_witnesses() {
+    witnesses_.clear();
+    witnesses_complete_ = true;
+}
+
+void Ring::add_witness(const format::Record& record) {
+    auto same = [&record](const format::FrameWitness& w) { return w.volume == record.volume; };
+    // Most often the volume is that of the record before.
+    auto found = !witnesses_.empty() && same(witnesses_.back())
+                     ? witnesses_.end() - 1
+                     : std::ranges::find_if(witnesses_, same);
+    if (found != witnesses_.end()) {
+        found->last_lsn = std::max(found->last_lsn, record.lsn);
+    } else if (witnesses_.size() < format::kFrameWitnessCountMax) {
+        witnesses_.push_back({record.volume, record.lsn});
+    } else {
+        witnesses_complete_ = false;
+    }
+}
+
+void Ring::complete_batch(const Result<void>& outcome) {
+    for (size_t i = 0; i < batch_.records.size(); ++i) {
+        Pending& pending = batch_.records[i];
+        // The frame is accounted for now; what was set aside for it is not needed beside it.
+        admitted_bytes_ -= pending.admission.bytes_;
+        pending.admission.ring_ = nullptr;
+        if (outcome) {
+            pending.sink->on_append(batch_.positions[i], pending.record);
+        } else {
+            pending.sink->on_append(fail(outcome.error()), pending.record);
+        }
+    }
+    batch_.records.clear();
+    batch_.record_bytes = 0;
+    batch_.payload_bytes = 0;
+    if (!frames_.empty() && frames_.front().pins == 0) advance_tail();
+    serve_waiters();
+    if (is_short() || !waiters_.empty()) short_.wake_all();
+}
+
+void Ring::fail_queued() {
+    while (!queue_.empty()) {
+        batch_.records.push_back(std::move(queue_.front()));
+        queue_.pop_front();
+    }
+    complete_batch(fail(device_.failure()));
+}
+
+Task<Result<void>> Ring::write_empty_frame() {
+    CHECK(batch_.records.empty() && batch_.record_bytes == 0 && batch_.payload_bytes == 0);
+    if (used_bytes() + limits::kFrameBytesMax > ring_bytes_) {
+        co_return fail(Code::no_space, "the journal of {} has no room to begin a boot",
+                       device_.disk->name());
+    }
+    Result<void> written = co_await write_batch();
+    if (written && frames_.front().pins == 0) advance_tail();
+    co_return written;
+}
+
+Task<void> Ring::close() {
+    if (!closing_) {
+        closing_ = true;
+        work_.wake_all();
+        short_.wake_all();
+        serve_waiters();
+    }
+    co_await gate_.close();
+}
+
+// ---- recovery ----
+
+Task<Result<void>> Ring::recover() {
+    {
+        RingScan scan(device_, ring_offset_, ring_bytes_);
+        CO_TRY(co_await scan.read());
+        CO_TRY(scan.resolve());
+        adopt(scan);
+    }
+    // What was read may still sit in the device's cache: settle it before anyone sees it.
+    Result<void> synced = co_await device_.disk->sync();
+    if (!synced) {
+        device_.fail_for_good(synced.error());
+        co_return fail(device_.failure());
+    }
+    CO_TRY(co_await write_empty_frame());
+    gate_.spawn(device_.env.executor, commit_loop());
+    co_return Result<void>{};
+}
+
+void Ring::report_findings(RingScan& scan) {
+    OpenReport& report = device_.report;
+    const std::string& name = device_.disk->name();
+    report.torn_tail = scan.torn_tail();
+    for (const LostFrame& lost : scan.lost()) {
+        PROBE("media.ring.lost_frame");
+        std::string volumes = lost.witnesses_known ? "" : " records of unknown volumes";
+        for (const format::FrameWitness& witness : lost.witnesses) {
+            volumes += fmt::format(" volume {} up to LSN {}", witness.volume, witness.last_lsn);
+        }
+        report.corruptions.push_back(
+            fmt::format("{} at offset {}: journal frame {} cannot be read; it held{}", name,
+                        lost.device_offset, lost.sequence, volumes));
+    }
+    for (const RingScan::Frame& frame : scan.frames()) {
+        for (const RecoveredRecord& found : frame.records) {
+            if (found.payload_is_good) continue;
+            PROBE("media.ring.bad_payload");
+            report.corruptions.push_back(fmt::format(
+                "{} at offset {}: the payload of volume {} at LSN {} does not match its checksum",
+                name,
+                ring_offset_ + frame.header.log_offset % ring_bytes_ +
+                    found.position.payload_offset,
+                found.record.volume, found.record.lsn));
+        }
+    }
+}
+
+void Ring::adopt(RingScan& scan) {
+    recovery_.torn_tail = scan.torn_tail();
+    recovery_.torn_tail_offset = scan.torn_tail_offset();
+    recovery_.frames_scanned = scan.frames_seen();
+    recovery_.lost_frames = scan.lost();
+    report_findings(scan);
+    if (scan.frames().empty()) return;
+    sequence_first_ = scan.tail_sequence();
+    sequence_next_ = sequence_first_;
+    head_ = scan.tail_log_offset();
+    for (RingScan::Frame& found : scan.frames()) {
+        const format::FrameHeader& header = found.header;
+        // Lost frames keep their place in the order and hold nothing.
+        while (sequence_next_ < header.sequence) {
+            frames_.push_back({head_, 0, 0, 0});
+            ++sequence_next_;
+        }
+        frames_.push_back({header.log_offset, static_cast<uint32_t>(header.bytes()),
+                           header.metadata_bytes, header.record_count});
+        ++sequence_next_;
+        head_ = header.log_offset + header.bytes();
+        begin_witnesses();
+        for (RecoveredRecord& record : found.records) {
+            add_witness(record.record);
+            recovery_.records.push_back(std::move(record));
+        }
+        found.records.clear();
+    }
+    CHECK(used_bytes() <= ring_bytes_);
+}
+
+// ---- reading back ----
+
+Result<format::Record> Ring::extract(RecordPosition position, Bytes window,
+                                     uint64_t window_offset) {
+    const Frame& frame = frame_at(position.frame_sequence);
+    uint64_t start = frame.log_offset % ring_bytes_ - window_offset;
+    auto at = [this, position] {
+        return fmt::format("{} at offset {}", device_.disk->name(), device_offset_of(position));
+    };
+    Bytes bytes = window.subspan(start, frame.bytes);
+    auto decoded =
+        format::decode_record(bytes.first(frame.metadata_bytes).subspan(position.metadata_offset));
+    if (!decoded) return fail(std::move(decoded).error().within(at()));
+    format::Record record = std::move(decoded->record);
+    uint64_t payload_bytes = record.payload_bytes();
+    if (payload_bytes == 0) return record;
+    if (payload_bytes > bytes.size() - position.payload_offset)
+        return fail(Code::corrupt, "{}: a record with more payload than its frame holds", at());
+    Bytes payload = bytes.subspan(position.payload_offset, payload_bytes);
+    auto verified = format::verify_payload(record, payload);
+    if (!verified) return fail(std::move(verified).error().within(at()));
+    record.payload.push_back(Buffer::copy_of(payload));
+    return record;
+}
+
+Task<std::vector<Result<format::Record>>> Ring::read_many(std::vector<RecordPosition> positions) {
+    std::vector<Result<format::Record>> out;
+    out.reserve(positions.size());
+    Buffer window;
+    uint64_t window_offset = 0;
+    uint64_t window_first = 0;  // frame sequences that the window holds: [first, end)
+    uint64_t window_end = 0;
+    Result<void> read;
+    for (size_t i = 0; i < positions.size(); ++i) {
+        uint64_t sequence = positions[i].frame_sequence;
+        if (sequence < window_first || sequence >= window_end) {
+            const Frame& first = frame_at(sequence);
+            window_first = sequence;
+            window_end = sequence + 1;
+            window_offset = first.log_offset % ring_bytes_;
+            uint64_t bytes = first.bytes;
+            // Take along the frames behind it that the caller wants too.
+            for (size_t j = i + 1; j < positions.size(); ++j) {
+                uint64_t next = positions[j].frame_sequence;
+                if (next < window_first || next > window_end) break;
+                if (next < window_end) continue;
+                const Frame& frame = frame_at(next);
+                if (frame.log_offset != first.log_offset + bytes ||
+                    bytes + frame.bytes > kReadWindowBytes ||
+                    window_offset + bytes + frame.bytes > ring_bytes_)
+                    break;
+                bytes += frame.bytes;
+                ++window_end;
+            }
+            window = Buffer::allocate(bytes);
+            read = co_await device_.disk->read(ring_offset_ + window_offset, window);
+        }
+        if (!read) {
+            out.push_back(fail(read.error()));
+        } else {
+            out.push_back(extract(positions[i], std::as_const(window).bytes(), window_offset));
+        }
+    }
+    co_return out;
+}
+
+Task<Result<std::vector<Ring::FrameRecord>>> Ring::read_frame(uint64_t sequence) {
+    Frame held = frame_at(sequence);
+    std::vector<FrameRecord> out;
+    if (held.bytes == 0) co_return out;
+    uint64_t offset = ring_offset_ + held.log_offset % ring_bytes_;
+    Buffer frame = Buffer::allocate(held.bytes);
+    CO_TRY(co_await device_.disk->read(offset, frame));
+    Bytes bytes = std::as_const(frame).bytes();
+    auto header = format::decode_frame(bytes.first(held.metadata_bytes));
+    bool is_ours = header && header->sequence == sequence && header->bytes() == held.bytes;
+    if (!is_ours) {
+        co_return fail(Code::corrupt, "{} at offset {}: journal frame {} cannot be read",
+                       device_.disk->name(), offset, sequence);
+    }
+    uint64_t metadata_offset = header->records_offset();
+    uint64_t payload_offset = held.metadata_bytes;
+    for (uint32_t i = 0; i < header->record_count; ++i) {
+        CO_TRY_ASSIGN(
+            format::DecodedRecord decoded,
+            format::decode_record(bytes.first(held.metadata_bytes).subspan(metadata_offset)));
+        FrameRecord& found = out.emplace_back();
+        found.record = std::move(decoded.record);
+        found.position = {sequence, static_cast<uint32_t>(metadata_offset),
+                          static_cast<uint32_t>(payload_offset)};
+        uint64_t payload_bytes = found.record.payload_bytes();
+        if (payload_bytes > bytes.size() - payload_offset)
+            co_return fail(Code::corrupt, "{} at offset {}: journal frame {} is cut off",
+                           device_.disk->name(), offset, sequence);
+        Bytes payload = bytes.subspan(payload_offset, payload_bytes);
+        found.payload_is_good = format::verify_payload(found.record, payload).has_value();
+        if (found.payload_is_good && payload_bytes != 0)
+            found.record.payload.push_back(frame.slice(payload_offset, payload_bytes));
+        metadata_offset += decoded.encoded_bytes;
+        payload_offset += payload_bytes;
+    }
+    co_return out;
+}
+
+Task<Result<format::Record>> Ring::read(RecordPosition position) {
+    std::vector<RecordPosition> positions{position};
+    auto records = co_await read_many(std::move(positions));
+    co_return std::move(records.front());
+}
+
+}  // namespace peplos::media

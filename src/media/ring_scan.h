@@ -1,0 +1,70 @@
+#pragma once
+
+#include <vector>
+
+#include "format/frame.h"
+#include "media/ring.h"
+
+namespace peplos::media {
+
+// Finds the frames of a ring by reading all of it, and decides what they mean.
+//
+// Order comes from sequence numbers, never from places. A frame that cannot be read is torn when
+// nothing valid comes after it, and lost (corrupt) when something does: one commit at a time is in
+// flight, so only the newest can be torn.
+class RingScan {
+  public:
+    struct Frame {
+        format::FrameHeader header;
+        bool payload_is_good = true;  // of every record
+        std::vector<RecoveredRecord> records;
+    };
+
+    RingScan(DeviceState& device, uint64_t ring_offset, uint64_t ring_bytes)
+        : device_(device), ring_offset_(ring_offset), ring_bytes_(ring_bytes) {}
+
+    // Errors: io_error, unsupported.
+    Task<Result<void>> read();
+    // Orders the frames from tail to head and fills in what is lost or torn.
+    // Errors: corrupt (frames that contradict each other).
+    Result<void> resolve();
+
+    // After resolve(): tail first. Sequences may have holes: those frames are in lost().
+    std::vector<Frame>& frames() { return frames_; }
+    const std::vector<LostFrame>& lost() const { return lost_; }
+    uint64_t tail_sequence() const { return tail_sequence_; }
+    uint64_t tail_log_offset() const { return tail_log_offset_; }
+    bool torn_tail() const { return torn_tail_; }
+    uint64_t torn_tail_offset() const { return torn_tail_offset_; }
+    uint64_t frames_seen() const { return frames_seen_; }
+
+  private:
+    // A header that holds over an area that does not.
+    struct Broken {
+        uint64_t sequence;
+        uint64_t place;
+    };
+
+    // Looks at `place`; returns how far to go on, at least one block. `window` starts there.
+    Result<uint64_t> step(uint64_t place, Bytes window);
+    Result<void> add_frame(const format::FrameHeader& header, Bytes frame);
+    void drop_repeats();
+    void drop_torn();
+    Result<void> find_lost();
+    void add_lost(uint64_t first_sequence, uint64_t end_sequence, uint64_t log_offset,
+                  const Frame* next, uint64_t records_before);
+
+    DeviceState& device_;
+    const uint64_t ring_offset_;
+    const uint64_t ring_bytes_;
+    std::vector<Frame> frames_;
+    std::vector<Broken> broken_;
+    std::vector<LostFrame> lost_;
+    uint64_t tail_sequence_ = 1;
+    uint64_t tail_log_offset_ = 0;
+    bool torn_tail_ = false;
+    uint64_t torn_tail_offset_ = 0;
+    uint64_t frames_seen_ = 0;
+};
+
+}  // namespace peplos::media

@@ -1,0 +1,522 @@
+#include "replica/local_journal.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "replica/append_ticket.h"
+#include "replica/log_recovery.h"
+
+namespace peplos::replica {
+
+using format::Record;
+using format::RecordType;
+using media::RecordPosition;
+using media::Urgency;
+
+namespace {
+
+// The epoch of a volume that is deleted.
+constexpr Epoch kDroppedEpoch(UINT64_MAX);
+constexpr size_t kLatencyBuckets = 32;
+
+Record state_record(const VolumeState& state, RecordType type, format::RecordBody body) {
+    Record record;
+    record.type = type;
+    record.volume = state.id;
+    record.lineage = state.lineage;
+    record.epoch = state.fence;
+    record.prev_data_lsn = state.last_data_lsn;
+    record.prev_meta_lsn = state.last_meta_lsn;
+    record.root_lsn = state.last_root_lsn;
+    record.body = std::move(body);
+    return record;
+}
+
+}  // namespace
+
+LocalJournal::LocalJournal(runtime::Env env, media::Device& device)
+    : env_(env), device_(device), ring_(device.ring()), latency_us_(kLatencyBuckets, 0) {}
+
+LocalJournal::~LocalJournal() = default;
+
+// ---- taking over after a restart ----
+
+Task<Result<std::unique_ptr<LocalJournal>>> LocalJournal::open(runtime::Env env,
+                                                               media::Device& device) {
+    std::unique_ptr<LocalJournal> journal(new LocalJournal(env, device));
+    media::RingRecovery recovery = device.ring().take_recovery();
+    CO_TRY(co_await journal->adopt(std::move(recovery)));
+    journal->gate_.spawn(env.executor, journal->reappend_loop());
+    co_return journal;
+}
+
+VolumeState& LocalJournal::state_for(VolumeId volume) {
+    auto [place, inserted] = volumes_.try_emplace(volume);
+    if (inserted) place->second = std::make_unique<VolumeState>(volume, ring_.ring_bytes() / 4);
+    return *place->second;
+}
+
+Task<Result<void>> LocalJournal::adopt(media::RingRecovery recovery) {
+    LogRecovery logs(device_.name(), recovery,
+                     [this](RecordPosition position) { return ring_.device_offset_of(position); });
+    for (LogRecovery::Volume& found : logs.volumes()) {
+        if (found.is_dropped) continue;
+        VolumeState& state = state_for(found.id);
+        state.lineage = found.lineage;
+        state.fence = found.fence;
+        state.token = found.tokens.token;
+        state.recorded_token = found.tokens.recorded_token;
+        state.last_lsn = found.last_lsn;
+        state.drained_lsn = state.trimmed_drained_lsn = found.drained_lsn;
+        state.meta_lsn = state.trimmed_meta_lsn = found.meta_lsn;
+        state.last_data_lsn = found.data.empty() ? found.drained_lsn : found.data.back().lsn;
+        state.last_meta_lsn = found.meta.empty() ? found.meta_lsn : found.meta.back().lsn;
+        if (found.root) state.last_root_lsn = found.root->lsn;
+        state.root_body = std::move(found.root_body);
+        state.damage = found.damage;
+        state.data.assign(found.data.begin(), found.data.end());
+        state.meta.assign(found.meta.begin(), found.meta.end());
+        state.root = found.root;
+        state.fence_record = found.fence_record;
+        state.damage_record = found.damage_record;
+        for (const Retained* entry : state.in_order())
+            state.share.retain(entry->bytes);
+        if (state.fence_record) state.share.retain(state.fence_record->bytes);
+        if (state.damage_record) state.share.retain(state.damage_record->bytes);
+    }
+    // Damage becomes durable before anything that shows it can be overwritten.
+    for (LogRecovery::Volume& found : logs.volumes()) {
+        if (found.damage.empty()) continue;
+        PROBE("replica.log.damaged");
+        LOG_ERROR("journal damaged volume={} reason=\"{}\"", found.id, found.damage);
+        if (found.is_damage_durable || found.is_dropped) continue;
+        VolumeState& state = state_for(found.id);
+        CO_TRY(co_await write_damage(state, found.last_lsn, found.damage_offset));
+    }
+    for (RecordPosition position : logs.unneeded())
+        ring_.release(position);
+    co_return Result<void>{};
+}
+
+Task<Result<RecordPosition>> LocalJournal::append_state(VolumeState& state, Record record) {
+    uint64_t cost = format::ring_cost_bytes(record);
+    CO_TRY_ASSIGN(media::Admission admission, co_await ring_.admit(cost, Urgency::meta));
+    ++state.in_flight;
+    auto position = co_await ring_.append(std::move(record), std::move(admission));
+    end_flight(state);
+    co_return position;
+}
+
+Task<Result<void>> LocalJournal::write_damage(VolumeState& state, Lsn last_lsn,
+                                              uint64_t device_offset) {
+    Record record =
+        state_record(state, RecordType::damage, format::DamageBody{last_lsn, device_offset});
+    Retained entry = make_retained(record, {});
+    CO_TRY_ASSIGN(entry.position, co_await append_state(state, std::move(record)));
+    hold(state, entry);
+    co_return Result<void>{};
+}
+
+// ---- what is retained ----
+
+// A durable record enters the books; what it makes needless leaves them.
+void LocalJournal::hold(VolumeState& state, Retained entry) {
+    state.share.retain(entry.bytes);
+    if (format::is_data(entry.type)) {
+        state.data.push_back(entry);
+    } else if (format::is_meta(entry.type)) {
+        state.meta.push_back(entry);
+    } else {
+        std::optional<Retained>& single = entry.type == RecordType::root    ? state.root
+                                          : entry.type == RecordType::fence ? state.fence_record
+                                                                            : state.damage_record;
+        if (single) let_go(state, *single);
+        single = entry;
+    }
+}
+
+void LocalJournal::let_go(VolumeState& state, const Retained& entry) {
+    ring_.release(entry.position);
+    state.share.release(entry.bytes);
+}
+
+void LocalJournal::let_go_all(VolumeState& state) {
+    for (const Retained& entry : state.data)
+        let_go(state, entry);
+    for (const Retained& entry : state.meta)
+        let_go(state, entry);
+    if (state.root) let_go(state, *state.root);
+    if (state.fence_record) let_go(state, *state.fence_record);
+    if (state.damage_record) let_go(state, *state.damage_record);
+    state.data.clear();
+    state.meta.clear();
+    state.root.reset();
+    state.fence_record.reset();
+    state.damage_record.reset();
+}
+
+void LocalJournal::trim(VolumeState& state) {
+    Lsn drained = std::min(state.trimmed_drained_lsn, state.drained_lsn);
+    Lsn meta = std::min(state.trimmed_meta_lsn, state.meta_lsn);
+    while (!state.data.empty() && state.data.front().lsn <= drained) {
+        let_go(state, state.data.front());
+        state.data.pop_front();
+    }
+    while (!state.meta.empty() && state.meta.front().lsn <= meta) {
+        let_go(state, state.meta.front());
+        state.meta.pop_front();
+    }
+}
+
+// A record of the open log is durable: it counts from now on.
+void LocalJournal::settle(VolumeState& state, const Record& record, const Retained& entry) {
+    if (state.is_dropped) {
+        ring_.release(entry.position);
+        return;
+    }
+    hold(state, entry);
+    if (const auto* seal = std::get_if<format::SealBody>(&record.body)) {
+        state.drained_lsn = std::max(state.drained_lsn, seal->drained_lsn);
+    } else if (const auto* root = std::get_if<format::RootBody>(&record.body)) {
+        state.root_body = *root;
+        state.drained_lsn = std::max(state.drained_lsn, root->drained_lsn);
+        state.meta_lsn = std::max(state.meta_lsn, root->meta_lsn);
+    }
+}
+
+void LocalJournal::end_flight(VolumeState& state) {
+    CHECK(state.in_flight > 0);
+    if (--state.in_flight == 0) state.idle.wake_all();
+}
+
+// ---- opening ----
+
+Membership LocalJournal::membership_for(OpenToken token) const {
+    return {device_.incarnation(), token};
+}
+
+// "No entry" is never inferred from missing state: only a token that proves the log's past, or a
+// control store that knows of no past, makes a log complete.
+LogOutcome LocalJournal::judge(const VolumeState& state, const OpenRequest& request,
+                               std::string* reason) const {
+    if (!state.damage.empty()) {
+        *reason = state.damage;
+        return LogOutcome::unknown;
+    }
+    if (!request.recorded) {
+        if (!state.last_lsn) return LogOutcome::complete;
+        *reason = fmt::format(
+            "{} holds records of volume {} up to LSN {}, of which the control store knows nothing",
+            device_.name(), request.volume, state.last_lsn);
+        return LogOutcome::unknown;
+    }
+    const Membership& recorded = *request.recorded;
+    if (recorded.incarnation != device_.incarnation()) {
+        *reason = fmt::format(
+            "{} was formatted anew (incarnation {}, recorded {}): it lost its log of volume {}",
+            device_.name(), device_.incarnation(), recorded.incarnation, request.volume);
+        return LogOutcome::unknown;
+    }
+    bool is_proven =
+        recorded.token && (recorded.token == state.token || recorded.token == state.recorded_token);
+    if (is_proven) return LogOutcome::complete;
+    *reason = fmt::format("{} has no log of volume {} with the recorded token", device_.name(),
+                          request.volume);
+    return LogOutcome::unknown;
+}
+
+Task<Result<std::unique_ptr<VolumeLog>>> LocalJournal::open(OpenRequest request) {
+    CO_TRY_ASSIGN(runtime::Gate::Pass pass, gate_.enter());
+    if (!request.volume || !request.token || request.epoch == kDroppedEpoch || !request.epoch)
+        co_return fail(Code::invalid_argument, "a volume is opened with its id, epoch and token");
+    VolumeState& state = state_for(request.volume);
+    runtime::Mutex::Guard guard = co_await state.opening.lock();
+    if (state.is_dropped)
+        co_return fail(Code::fenced, "volume {} is being deleted", request.volume);
+    if (request.epoch <= state.fence) {
+        co_return fail(Code::fenced, "volume {} has epoch {} on {} already: claim a higher one",
+                       request.volume, state.fence, device_.name());
+    }
+    if (state.lineage && state.lineage != request.lineage) {
+        co_return fail(Code::invalid_argument, "volume {} has lineage {} on {}, not {}",
+                       request.volume, state.lineage, device_.name(), request.lineage);
+    }
+    LogTail tail;
+    tail.fence_before = state.fence;
+    tail.outcome = judge(state, request, &tail.reason);
+    // From here on the old owner is refused; what it submitted before is ahead of the fence.
+    state.lineage = request.lineage;
+    state.fence = request.epoch;
+    if (state.log != nullptr) {
+        state.log->state_ = nullptr;
+        state.log = nullptr;
+        state.share.refuse_all();
+    }
+    CO_TRY(co_await write_fence(state, request, tail.outcome));
+    while (state.in_flight != 0)
+        co_await state.idle.wait();
+    LogTail found = tail_of(state);
+    found.outcome = tail.outcome;
+    found.reason = std::move(tail.reason);
+    found.fence_before = tail.fence_before;
+    auto log = std::make_unique<LocalVolumeLog>(this, &state, request.epoch, std::move(found));
+    state.log = log.get();
+    co_return log;
+}
+
+Task<Result<void>> LocalJournal::write_fence(VolumeState& state, const OpenRequest& request,
+                                             LogOutcome outcome) {
+    format::FenceBody body{state.token, state.recorded_token};
+    // An unproven log keeps its old tokens: a new one would vouch for what nobody saw.
+    if (outcome == LogOutcome::complete) {
+        body.token = request.token;
+        body.recorded_token = request.recorded ? request.recorded->token : OpenToken(0);
+    }
+    Record record = state_record(state, RecordType::fence, body);
+    Retained entry = make_retained(record, {});
+    CO_TRY_ASSIGN(entry.position, co_await append_state(state, std::move(record)));
+    state.token = body.token;
+    state.recorded_token = body.recorded_token;
+    hold(state, entry);
+    co_return Result<void>{};
+}
+
+LogTail LocalJournal::tail_of(const VolumeState& state) const {
+    LogTail out;
+    out.last_lsn = state.last_lsn;
+    out.drained_lsn = state.drained_lsn;
+    out.meta_lsn = state.meta_lsn;
+    out.root = state.root_body;
+    for (const Retained* entry : state.in_order()) {
+        ++out.record_count;
+        out.payload_bytes += entry->payload_bytes;
+    }
+    return out;
+}
+
+Task<Result<void>> LocalJournal::drop(VolumeId volume) {
+    CO_TRY_ASSIGN(runtime::Gate::Pass pass, gate_.enter());
+    auto found = volumes_.find(volume);
+    if (found == volumes_.end()) co_return Result<void>{};
+    VolumeState& state = *found->second;
+    runtime::Mutex::Guard guard = co_await state.opening.lock();
+    if (state.is_dropped) co_return Result<void>{};
+    state.is_dropped = true;
+    if (state.log != nullptr) state.log->state_ = nullptr;
+    state.log = nullptr;
+    state.share.refuse_all();
+    while (state.in_flight != 0)
+        co_await state.idle.wait();
+    // The mark outlives every record of the volume: the tail passes them first.
+    state.fence = kDroppedEpoch;
+    Record record = state_record(state, RecordType::fence, format::FenceBody{});
+    auto position = co_await append_state(state, std::move(record));
+    let_go_all(state);
+    if (!position) {
+        // Space must come free even where the mark found none; a restart would list it again.
+        state.is_dropped = position.error().code() == Code::busy;
+        if (!state.is_dropped) co_return fail(position.error());
+    } else {
+        ring_.release(*position);
+    }
+    co_return Result<void>{};
+}
+
+std::vector<RetainedVolume> LocalJournal::volumes() const {
+    std::vector<RetainedVolume> out;
+    for (const auto& [id, state] : volumes_) {
+        if (state->is_dropped) continue;
+        out.push_back({id, state->lineage, state->fence, state->token, state->last_lsn,
+                       state->share.retained_bytes(), !state->damage.empty(),
+                       state->log != nullptr});
+    }
+    std::ranges::sort(out, {}, &RetainedVolume::volume);
+    return out;
+}
+
+JournalStats LocalJournal::stats() const {
+    JournalStats out;
+    out.ring = ring_.stats();
+    out.volumes = volumes_.size();
+    out.reappended_records = reappended_records_;
+    out.reappended_bytes = reappended_bytes_;
+    out.append_latency_us = latency_us_;
+    return out;
+}
+
+void LocalJournal::note_latency(Time submitted) {
+    auto us = std::chrono::duration_cast<std::chrono::microseconds>(env_.clock.now() - submitted);
+    auto bucket = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(us.count())));
+    ++latency_us_[std::min(bucket, kLatencyBuckets - 1)];
+}
+
+Task<void> LocalJournal::stop() {
+    stopping_ = true;
+    for (const auto& [id, state] : volumes_)
+        state->share.refuse_all();
+    ring_.nudge();
+    co_await gate_.close();
+}
+
+AppendTicket::State* LocalJournal::take_ticket() {
+    if (idle_tickets_.empty()) {
+        tickets_.push_back(std::make_unique<AppendTicket::State>());
+        idle_tickets_.push_back(tickets_.back().get());
+    }
+    AppendTicket::State* ticket = idle_tickets_.back();
+    idle_tickets_.pop_back();
+    ticket->journal = this;
+    return ticket;
+}
+
+void LocalJournal::recycle(AppendTicket::State* ticket) {
+    ticket->reset();
+    idle_tickets_.push_back(ticket);
+}
+
+// ---- moving old records, so that the ring's tail goes on ----
+
+uint64_t LocalJournal::live_bytes() const {
+    uint64_t bytes = 0;
+    for (const auto& [id, state] : volumes_)
+        bytes += state->share.retained_bytes();
+    return bytes;
+}
+
+// Worth it only where enough of what the ring holds is needed no more.
+bool LocalJournal::should_reappend() const {
+    if (stopping_ || device_.is_failed() || replays_ != 0 || !ring_.is_short()) return false;
+    return live_bytes() < ring_.stats().used_bytes / 5 * 3;
+}
+
+Task<void> LocalJournal::reappend_loop() {
+    while (!stopping_) {
+        co_await ring_.wait_short();
+        while (should_reappend()) {
+            Result<void> moved = co_await reappend_tail();
+            if (moved) continue;
+            // Full to the reserve: drains must free space first, and they wake this again.
+            if (moved.error().code() != Code::busy)
+                LOG_ERROR("journal re-append failed device={} error={}", device_.name(),
+                          moved.error().text());
+            break;
+        }
+        if (ring_.is_closing()) break;
+    }
+}
+
+Task<Result<void>> LocalJournal::reappend_tail() {
+    uint64_t sequence = ring_.tail_sequence();
+    if (sequence > ring_.newest_sequence()) co_return fail(Code::busy, "nothing to move");
+    auto frame = co_await ring_.read_frame(sequence);
+    if (ring_.tail_sequence() != sequence) co_return Result<void>{};
+    if (!frame) {
+        if (frame.error().code() != Code::corrupt) co_return fail(frame.error());
+        co_return co_await give_up_frame(sequence);
+    }
+    co_return co_await move_records(std::move(*frame));
+}
+
+class LocalJournal::MoveSink final : public media::AppendSink {
+  public:
+    MoveSink(LocalJournal* journal, VolumeState* state, RecordPosition from)
+        : journal_(journal), state_(state), from_(from) {
+        ++state_->in_flight;
+    }
+    void on_append(Result<RecordPosition> to, Record& record) override {
+        if (to) {
+            Retained* entry = state_->find(record.type, record.lsn);
+            bool is_same = entry != nullptr && entry->position == from_;
+            // Meanwhile it may have become needless: then the copy is, too.
+            journal_->ring_.release(is_same ? from_ : *to);
+            if (is_same) entry->position = *to;
+            ++journal_->reappended_records_;
+            journal_->reappended_bytes_ += retained_bytes_of(record);
+        }
+        journal_->end_flight(*state_);
+        done.set(to ? Result<void>{} : Result<void>(fail(to.error())));
+    }
+    runtime::Promise<Result<void>> done;
+
+  private:
+    LocalJournal* journal_;
+    VolumeState* state_;
+    RecordPosition from_;
+};
+
+Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameRecord> records) {
+    std::vector<std::unique_ptr<MoveSink>> sinks;
+    Result<void> outcome;
+    for (media::Ring::FrameRecord& found : records) {
+        auto place = volumes_.find(found.record.volume);
+        if (place == volumes_.end()) continue;
+        VolumeState& state = *place->second;
+        Retained* entry = state.find(found.record.type, found.record.lsn);
+        if (state.is_dropped || entry == nullptr || entry->position != found.position) continue;
+        if (!found.payload_is_good) {
+            CO_TRY(co_await give_up_frame(found.position.frame_sequence));
+            break;
+        }
+        // Never awaits: room is there or it is not.
+        uint64_t cost = format::ring_cost_bytes(found.record);
+        media::Admission admission = ring_.try_admit(cost, Urgency::reappend);
+        if (!admission) {
+            outcome = fail(Code::busy, "the journal of {} is full", device_.name());
+            break;
+        }
+        PROBE("replica.log.reappend");
+        sinks.push_back(std::make_unique<MoveSink>(this, &state, found.position));
+        ring_.submit(std::move(found.record), std::move(admission), sinks.back().get());
+    }
+    for (const auto& sink : sinks) {
+        Result<void> moved = co_await sink->done.take();
+        if (!moved) outcome = std::move(moved);
+    }
+    co_return outcome;
+}
+
+// A frame went bad while it lay there: whoever needs it is damaged, and says so durably, before
+// the frame is let go.
+Task<Result<void>> LocalJournal::give_up_frame(uint64_t sequence) {
+    std::vector<VolumeState*> hurt;
+    for (const auto& [id, state] : volumes_) {
+        auto is_there = [sequence](const Retained& entry) {
+            return entry.position.frame_sequence == sequence;
+        };
+        bool is_hurt = std::ranges::any_of(state->data, is_there) ||
+                       std::ranges::any_of(state->meta, is_there) ||
+                       (state->root && is_there(*state->root)) ||
+                       (state->fence_record && is_there(*state->fence_record)) ||
+                       (state->damage_record && is_there(*state->damage_record));
+        if (is_hurt) hurt.push_back(state.get());
+    }
+    for (VolumeState* state : hurt) {
+        PROBE("replica.log.damaged_late");
+        if (state->damage.empty()) {
+            state->damage = fmt::format(
+                "{}: volume {}: journal frame {} with records up to LSN {} became unreadable",
+                device_.name(), state->id, sequence, state->last_lsn);
+            LOG_ERROR("journal damaged volume={} reason=\"{}\"", state->id, state->damage);
+        }
+        CO_TRY(co_await write_damage(*state, state->last_lsn, 0));
+        auto release_there = [this, state, sequence](std::deque<Retained>& entries) {
+            std::erase_if(entries, [&](const Retained& entry) {
+                if (entry.position.frame_sequence != sequence) return false;
+                let_go(*state, entry);
+                return true;
+            });
+        };
+        release_there(state->data);
+        release_there(state->meta);
+        for (std::optional<Retained>* single : {&state->root, &state->fence_record}) {
+            if (!*single || (*single)->position.frame_sequence != sequence) continue;
+            let_go(*state, **single);
+            single->reset();
+        }
+    }
+    co_return Result<void>{};
+}
+
+}  // namespace peplos::replica

@@ -1,0 +1,122 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <unordered_map>
+
+#include "media/device.h"
+#include "replica/journal.h"
+#include "replica/volume_state.h"
+
+namespace peplos::replica {
+
+class LogRecovery;
+
+// The journal of one device: the log of every volume that logs there, in its ring.
+//
+// Invariants
+//   1. A volume's fence never goes down and is durable before open() returns.
+//   2. A record that a restart would need is pinned in the ring; one that is not, is not.
+//   3. A log that lost an acknowledged record, or cannot tell, is never `complete` again; that
+//      is itself a durable record (damage).
+//   4. Re-appending changes where a record lies, never what it says.
+// Relax 3 and a second restart serves a log whose hole the first one saw.
+//
+// Lives on the device's executor and ends before the device does: stop() it first.
+class LocalJournal final : public Journal {
+  public:
+    // Takes over what the ring's recovery found: sorts it by volume, checks each log for holes,
+    // makes damage durable and releases what nobody needs. Call it once per opened device.
+    // Errors: io_error, busy (a ring too full even for that).
+    static Task<Result<std::unique_ptr<LocalJournal>>> open(runtime::Env env,
+                                                            media::Device& device);
+    ~LocalJournal() override;
+
+    Task<Result<std::unique_ptr<VolumeLog>>> open(OpenRequest request) override;
+    Membership membership_for(OpenToken token) const override;
+    Task<Result<void>> drop(VolumeId volume) override;
+    std::vector<RetainedVolume> volumes() const override;
+    JournalStats stats() const override;
+    Task<void> stop() override;
+
+  private:
+    friend class LocalVolumeLog;
+    friend struct AppendTicket::State;
+    friend struct AppendTicket::Drop;
+    class MoveSink;
+
+    LocalJournal(runtime::Env env, media::Device& device);
+    Task<Result<void>> adopt(media::RingRecovery recovery);
+    VolumeState& state_for(VolumeId volume);
+    LogOutcome judge(const VolumeState& state, const OpenRequest& request,
+                     std::string* reason) const;
+    Task<Result<void>> write_fence(VolumeState& state, const OpenRequest& request,
+                                   LogOutcome outcome);
+    Task<Result<media::RecordPosition>> append_state(VolumeState& state, format::Record record);
+    Task<Result<void>> write_damage(VolumeState& state, Lsn last_lsn, uint64_t device_offset);
+    LogTail tail_of(const VolumeState& state) const;
+    void settle(VolumeState& state, const format::Record& record, const Retained& entry);
+    void hold(VolumeState& state, Retained entry);
+    void let_go(VolumeState& state, const Retained& entry);
+    void let_go_all(VolumeState& state);
+    void trim(VolumeState& state);
+    void end_flight(VolumeState& state);
+    AppendTicket::State* take_ticket();
+    void recycle(AppendTicket::State* ticket);
+    void note_latency(Time submitted);
+    uint64_t live_bytes() const;
+    bool should_reappend() const;
+    Task<void> reappend_loop();
+    Task<Result<void>> reappend_tail();
+    Task<Result<void>> move_records(std::vector<media::Ring::FrameRecord> records);
+    Task<Result<void>> give_up_frame(uint64_t sequence);
+
+    runtime::Env env_;
+    media::Device& device_;
+    media::Ring& ring_;
+    std::unordered_map<VolumeId, std::unique_ptr<VolumeState>> volumes_;
+    std::vector<std::unique_ptr<AppendTicket::State>> tickets_;  // all of them
+    std::vector<AppendTicket::State*> idle_tickets_;
+    std::vector<uint64_t> latency_us_;
+    uint64_t reappended_records_ = 0;
+    uint64_t reappended_bytes_ = 0;
+    uint32_t replays_ = 0;  // while one runs, nothing moves
+    bool stopping_ = false;
+    runtime::Gate gate_;
+};
+
+// A volume's log on this device alone.
+class LocalVolumeLog final : public VolumeLog {
+  public:
+    LocalVolumeLog(LocalJournal* journal, VolumeState* state, Epoch epoch, LogTail tail);
+    ~LocalVolumeLog() override;
+
+    VolumeId volume() const override { return volume_; }
+    Epoch epoch() const override { return epoch_; }
+    const LogTail& tail() const override { return tail_; }
+    Task<Result<void>> replay(RecordVisitor& visitor) override;
+    Lsn next_lsn() const override;
+    Admission try_admit(const format::Record& record) override;
+    Task<Result<Admission>> admit(const format::Record& record) override;
+    AppendTicket submit(format::Record record, Admission admission) override;
+    Task<Result<void>> wait(AppendTicket ticket) override;
+    Task<Result<Lsn>> append(format::Record record) override;
+    void trim(Lsn drained_lsn, Lsn meta_lsn) override;
+    uint64_t retained_bytes() const override;
+    uint64_t retained_bytes_max() const override;
+    bool is_short() const override;
+
+  private:
+    friend class LocalJournal;
+    // fenced, stopping or io_error, when the log takes no more.
+    Result<void> check() const;
+    Result<void> place_in_sequence(format::Record& record, bool* is_repeat);
+
+    LocalJournal* journal_;
+    VolumeState* state_;  // null once the log is fenced
+    const VolumeId volume_;
+    const Epoch epoch_;
+    const LogTail tail_;
+};
+
+}  // namespace peplos::replica

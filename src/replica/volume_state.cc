@@ -1,0 +1,65 @@
+#include "replica/volume_state.h"
+
+#include <algorithm>
+
+#include "base/crc32c.h"
+
+namespace peplos::replica {
+
+using format::RecordType;
+
+namespace {
+
+Retained* find_in(std::deque<Retained>& entries, Lsn lsn) {
+    auto found = std::ranges::lower_bound(entries, lsn, {}, &Retained::lsn);
+    return found != entries.end() && found->lsn == lsn ? &*found : nullptr;
+}
+
+}  // namespace
+
+Retained* VolumeState::find(RecordType type, Lsn lsn) {
+    if (format::is_data(type)) return find_in(data, lsn);
+    if (format::is_meta(type)) return find_in(meta, lsn);
+    std::optional<Retained>& single = type == RecordType::root    ? root
+                                      : type == RecordType::fence ? fence_record
+                                                                  : damage_record;
+    return single && single->lsn == lsn ? &*single : nullptr;
+}
+
+std::vector<const Retained*> VolumeState::in_order() const {
+    std::vector<const Retained*> out;
+    out.reserve(record_count());
+    for (const Retained& entry : data)
+        out.push_back(&entry);
+    for (const Retained& entry : meta)
+        out.push_back(&entry);
+    if (root) out.push_back(&*root);
+    std::ranges::sort(out, {}, &Retained::lsn);
+    return out;
+}
+
+uint32_t digest_of(const format::Record& record) {
+    uint32_t seed = crc32c(bytes_of(record.type));
+    seed = crc32c(bytes_of(record.epoch), seed);
+    seed = crc32c(bytes_of(record.lba), seed);
+    seed = crc32c(bytes_of(record.block_count), seed);
+    return crc32c(std::as_bytes(std::span(record.crcs.data(), record.crcs.size())), seed);
+}
+
+uint32_t retained_bytes_of(const format::Record& record) {
+    return static_cast<uint32_t>(format::encoded_bytes(record) + record.payload_bytes());
+}
+
+Retained make_retained(const format::Record& record, media::RecordPosition position) {
+    Retained out;
+    out.lsn = record.lsn;
+    out.epoch = record.epoch;
+    out.type = record.type;
+    out.digest = digest_of(record);
+    out.bytes = retained_bytes_of(record);
+    out.payload_bytes = static_cast<uint32_t>(record.payload_bytes());
+    out.position = position;
+    return out;
+}
+
+}  // namespace peplos::replica

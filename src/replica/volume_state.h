@@ -1,0 +1,139 @@
+#pragma once
+
+#include <deque>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "replica/journal.h"
+#include "runtime/sync.h"
+
+// What a member keeps in memory of a volume's log. No I/O here.
+namespace peplos::replica {
+
+class LocalVolumeLog;
+
+// A volume's part of a journal: what it retains and what was admitted for it. Who asks for more
+// than the rest of the part waits in line.
+class Share {
+  public:
+    explicit Share(uint64_t bytes_max) : bytes_max_(bytes_max) {}
+    Share(const Share&) = delete;
+    Share& operator=(const Share&) = delete;
+
+    struct Waiter {
+        uint64_t cost = 0;
+        bool is_granted = false;
+        runtime::Event decided;
+    };
+
+    uint64_t bytes_max() const { return bytes_max_; }
+    uint64_t retained_bytes() const { return retained_bytes_; }
+    bool has_room(uint64_t cost) const {
+        // A single record always fits an empty part.
+        uint64_t taken = retained_bytes_ + admitted_bytes_;
+        return taken == 0 || taken + cost <= bytes_max_;
+    }
+    bool try_take(uint64_t cost) {
+        if (!waiters_.empty() || !has_room(cost)) return false;
+        admitted_bytes_ += cost;
+        return true;
+    }
+    // Beyond the limit: for what must not wait.
+    void take(uint64_t cost) { admitted_bytes_ += cost; }
+    void wait_in_line(Waiter* waiter) { waiters_.push_back(waiter); }
+    size_t waiting() const { return waiters_.size(); }
+    void give_back(uint64_t cost) {
+        CHECK(admitted_bytes_ >= cost);
+        admitted_bytes_ -= cost;
+        serve();
+    }
+    void retain(uint64_t bytes) { retained_bytes_ += bytes; }
+    void release(uint64_t bytes) {
+        CHECK(retained_bytes_ >= bytes);
+        retained_bytes_ -= bytes;
+        serve();
+    }
+    // Everybody in line is told that there will be no room.
+    void refuse_all() {
+        for (; !waiters_.empty(); waiters_.pop_front())
+            waiters_.front()->decided.set();
+    }
+
+  private:
+    void serve() {
+        while (!waiters_.empty() && has_room(waiters_.front()->cost)) {
+            Waiter* waiter = waiters_.front();
+            waiters_.pop_front();
+            admitted_bytes_ += waiter->cost;
+            waiter->is_granted = true;
+            waiter->decided.set();
+        }
+    }
+
+    const uint64_t bytes_max_;
+    uint64_t retained_bytes_ = 0;
+    uint64_t admitted_bytes_ = 0;
+    std::deque<Waiter*> waiters_;
+};
+
+// A durable record that is still needed.
+struct Retained {
+    Lsn lsn;
+    Epoch epoch;
+    format::RecordType type = format::RecordType::noop;
+    bool is_good = true;  // false: its payload was found corrupt
+    uint32_t digest = 0;  // tells a repeat from another record with its LSN
+    uint32_t bytes = 0;   // about what it takes of the ring
+    uint32_t payload_bytes = 0;
+    media::RecordPosition position;
+};
+
+// Invariants: data and meta are sorted by LSN; every entry pins its place in the ring; last_lsn
+// covers every entry.
+struct VolumeState {
+    VolumeState(VolumeId id, uint64_t share_bytes_max) : id(id), share(share_bytes_max) {}
+
+    VolumeId id;
+    LineageId lineage;
+    Epoch fence;
+    OpenToken token;           // of the newest open
+    OpenToken recorded_token;  // what the control store knew then
+    Lsn last_lsn;              // submitted
+    Lsn last_data_lsn;
+    Lsn last_meta_lsn;
+    Lsn last_root_lsn;
+    Lsn drained_lsn;  // as durable roots and seals say
+    Lsn meta_lsn;     // as durable roots say
+    Lsn trimmed_drained_lsn;
+    Lsn trimmed_meta_lsn;
+    std::optional<format::RootBody> root_body;
+
+    std::deque<Retained> data;
+    std::deque<Retained> meta;
+    std::optional<Retained> root;
+    std::optional<Retained> fence_record;
+    std::optional<Retained> damage_record;
+    std::string damage;  // why the log cannot be trusted; empty: it can
+
+    Share share;
+    LocalVolumeLog* log = nullptr;  // the one that is not fenced
+    uint32_t in_flight = 0;
+    bool is_dropped = false;
+    runtime::Mutex opening;
+    runtime::WaitList idle;  // in_flight became 0
+
+    // The entry of a durable record: by type and LSN. Null when it is needed no more.
+    Retained* find(format::RecordType type, Lsn lsn);
+    // Entries in LSN order, as a replay wants them.
+    std::vector<const Retained*> in_order() const;
+    uint64_t record_count() const { return data.size() + meta.size() + (root ? 1 : 0); }
+};
+
+// Tells records with one LSN apart (DESIGN section 5: idempotent on epoch, LSN, CRC).
+uint32_t digest_of(const format::Record& record);
+// What a retained record is counted with.
+uint32_t retained_bytes_of(const format::Record& record);
+Retained make_retained(const format::Record& record, media::RecordPosition position);
+
+}  // namespace peplos::replica
