@@ -57,9 +57,12 @@ struct WireRoot {
     uint32_t page_bytes;
     uint32_t page_crc;
     uint64_t size_blocks;
-    uint64_t reserved[2];
+    uint64_t page_sequence;
+    uint32_t page_segment_index;
+    uint32_t reserved;
 };
 static_assert(sizeof(WireRoot) == 72);
+static_assert(std::has_unique_object_representations_v<WireRoot>);
 
 struct WireCounts {
     uint32_t segment_count;
@@ -143,14 +146,17 @@ void put_body(ByteWriter& out, const RelocateBody& body) {
     put_segments(out, body.segments);
 }
 void put_body(ByteWriter& out, const RootBody& body) {
-    out.write(WireRoot{body.drained_lsn.value,
-                       body.meta_lsn.value,
-                       body.page_segment,
-                       body.page_offset,
-                       body.page_bytes,
-                       body.page_crc,
-                       body.size_blocks,
-                       {}});
+    WireRoot wire{};
+    wire.drained_lsn = body.drained_lsn.value;
+    wire.meta_lsn = body.meta_lsn.value;
+    wire.page_segment = body.page_segment;
+    wire.page_offset = body.page_offset;
+    wire.page_bytes = body.page_bytes;
+    wire.page_crc = body.page_crc;
+    wire.size_blocks = body.size_blocks;
+    wire.page_sequence = body.page_sequence;
+    wire.page_segment_index = body.page_segment_index;
+    out.write(wire);
 }
 void put_body(ByteWriter& out, const WriteRefBody& body) {
     out.write(body.segment);
@@ -224,8 +230,17 @@ DeleteIntentBody take_delete_intent(ByteReader& in) {
 
 RootBody take_root(ByteReader& in) {
     auto wire = in.read<WireRoot>();
-    return RootBody{Lsn(wire.drained_lsn), Lsn(wire.meta_lsn), wire.page_segment, wire.page_offset,
-                    wire.page_bytes,       wire.page_crc,      wire.size_blocks};
+    RootBody body;
+    body.drained_lsn = Lsn(wire.drained_lsn);
+    body.meta_lsn = Lsn(wire.meta_lsn);
+    body.page_segment = wire.page_segment;
+    body.page_offset = wire.page_offset;
+    body.page_bytes = wire.page_bytes;
+    body.page_crc = wire.page_crc;
+    body.size_blocks = wire.size_blocks;
+    body.page_sequence = wire.page_sequence;
+    body.page_segment_index = wire.page_segment_index;
+    return body;
 }
 
 RecordBody take_body(ByteReader& in, RecordType type) {

@@ -82,6 +82,8 @@ struct RootBody {
     uint32_t page_bytes = 0;
     uint32_t page_crc = 0;
     uint64_t size_blocks = 0;
+    uint32_t page_segment_index = 0;  // of page_segment, in the volume's segment table
+    uint64_t page_sequence = 0;       // of the checkpoint: part of the page's identity
     bool operator==(const RootBody&) const = default;
 };
 struct WriteRefBody {

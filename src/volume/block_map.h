@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -16,11 +17,13 @@
 #include "runtime/sync.h"
 #include "runtime/task.h"
 #include "volume/leaf_cache.h"
+#include "volume/page_reader.h"
 #include "volume/page_store.h"
 #include "volume/segment_table.h"
 
 namespace peplos::volume {
 
+class Checkpoint;
 using format::MapEntry;
 using format::Place;
 using format::RootRef;
@@ -169,9 +172,9 @@ class BlockMap {
     friend class LeafCache;
 
     static constexpr uint32_t kSlotCount = format::kInteriorSlotCount;
+    static constexpr uint64_t kInteriorBlocks = uint64_t{kSlotCount} * limits::kLeafBlocks;
     // Leaves whose loads an apply keeps in flight at once.
     static constexpr uint32_t kApplyWindow = 64;
-    static_assert(sizeof(Leaf*) == 8);
 
     // `leaf` is null (not in RAM), emptied() (changed, and maps nothing) or a leaf in the cache.
     // `page` changes only by a checkpoint: what a running one has yet to encode stays as it was.
@@ -187,7 +190,7 @@ class BlockMap {
     struct Interior {
         std::unique_ptr<Slot[]> slots;
         uint32_t slot_count = 0;
-        bool page_dirty = false;          // differs from `page`
+        bool page_dirty = false;          // slots differ from `page`
         format::PageSlot page;            // as last written
         std::bitset<kSlotCount> dirty;    // leaf changed since the last cut
         std::bitset<kSlotCount> pending;  // changed before the running cut, not yet encoded
@@ -201,34 +204,65 @@ class BlockMap {
         uint32_t units;
     };
     enum class CheckpointState : uint8_t { idle, cut, writing, written };
+    // Updates or relocations, one of them empty.
+    struct Steps {
+        std::span<const MapUpdate> updates;
+        std::span<const Relocation> relocations;
+        size_t size() const { return updates.size() + relocations.size(); }
+        uint64_t lba(size_t i) const {
+            return updates.empty() ? relocations[i].lba.value : updates[i].lba.value;
+        }
+        uint64_t leaf_index(size_t i) const { return lba(i) / limits::kLeafBlocks; }
+        const MapEntry& entry(size_t i) const {
+            return updates.empty() ? relocations[i].entry : updates[i].entry;
+        }
+    };
 
     static Leaf* emptied() { return reinterpret_cast<Leaf*>(uintptr_t{1}); }
     static bool is_leaf(const Leaf* leaf) { return reinterpret_cast<uintptr_t>(leaf) > 1; }
+    static uint32_t slot_number(uint64_t leaf_index) { return leaf_index % kSlotCount; }
 
+    // nullptr when the leaf's interior page does not exist.
     Slot* slot_of(uint64_t leaf_index);
-    Interior& interior_for(uint64_t leaf_index);
-    std::unique_ptr<Interior> make_interior(uint64_t interior_index) const;
-    format::PageIdentity identity_of(format::PageKind kind, uint64_t key, uint64_t sequence) const;
+    Interior& interior_of(uint64_t leaf_index) { return *interiors_[leaf_index / kSlotCount]; }
+    void make_interior(uint64_t interior_index);
+    uint32_t slot_count_of(uint64_t interior_index) const;
+    // Whether the leaf must be read before its entries are known.
+    bool is_missing(uint64_t leaf_index);
+    format::PageIdentity identity_of(format::PageKind kind, uint64_t key,
+                                     uint64_t sequence = 0) const;
 
-    // Leaves.
+    // Leaves in RAM.
     runtime::Task<Result<LeafPin>> fetch(uint64_t leaf_index);
-    runtime::Task<Result<Leaf*>> read_leaf(uint64_t leaf_index);
-    runtime::Task<Result<Buffer>> read_page(format::PageSlot slot);
+    runtime::Task<Result<void>> read_leaf(uint64_t leaf_index);
+    Result<void> install_leaf(uint64_t leaf_index, Bytes page);
+    runtime::Task<Result<void>> fetch_all(std::vector<uint64_t> leaf_indexes,
+                                          std::vector<LeafPin>* pins);
     runtime::Task<void> fetch_one(std::shared_ptr<Window> window, uint64_t leaf_index);
-    runtime::Task<Result<void>> fetch_all(std::shared_ptr<Window> window);
     runtime::Task<void> prefetch_leaves(uint64_t first, uint64_t end);
     void evict(Leaf& leaf);
-    void change_leaf(Interior& interior, uint64_t leaf_index);
+    void destroy_leaf(Slot& slot);
+    void capture(Interior& interior, uint64_t leaf_index);
     Leaf& leaf_for_change(uint64_t leaf_index);
     void leaf_changed(uint64_t leaf_index);
+    void set_entry(Leaf& leaf, uint32_t block, MapEntry entry);
 
     // Apply.
     Result<void> check(const MapChange& change) const;
-    runtime::Task<Result<void>> apply_zeros(std::span<const ZeroExtent> zeros);
-    runtime::Task<Result<void>> apply_updates(std::span<const MapUpdate> updates);
-    runtime::Task<Result<void>> apply_relocations(std::span<const Relocation> relocations);
+    Result<void> check_entry(Lba lba, const MapEntry& entry) const;
+    runtime::Task<Result<void>> apply_all(MapChange change);
+    runtime::Task<Result<void>> apply_zero(ZeroExtent extent);
+    runtime::Task<Result<void>> apply_steps(Steps steps);
+    size_t apply_to_leaf(const Steps& steps, size_t at);
     void zero_in_leaf(uint64_t leaf_index, uint32_t first, uint32_t end);
-    void set_entry(Leaf& leaf, uint32_t block, MapEntry entry);
+    // The first leaf at or after `leaf_index` that may map something, or `end`.
+    uint64_t next_mapped(uint64_t leaf_index, uint64_t end);
+
+    // Load.
+    runtime::Task<Result<format::RootPage>> load_root(RootRef ref);
+    Result<void> load_interior(uint64_t key, const format::PageSlot& slot, Bytes page);
+    Result<void> load_segments(uint64_t key, const format::PageSlot& slot, Bytes page);
+    Result<void> count_page(const format::PageSlot& slot);
 
     MapIdentity identity_;
     uint64_t block_count_;
@@ -236,18 +270,19 @@ class BlockMap {
     PageStore& store_;
     runtime::Executor executor_;
     SegmentTable segments_;
+    runtime::Gate gate_;
+    PageReader reader_;
     std::vector<std::unique_ptr<Interior>> interiors_;
     std::unordered_map<uint64_t, std::shared_ptr<Loading>> loading_;
-    runtime::Gate gate_;
     uint64_t dirty_bytes_ = 0;
     uint64_t sequence_ = 0;  // of the last checkpoint begun
     Lsn applied_lsn_;
     Lsn durable_drained_lsn_;
     bool applying_ = false;
-    std::optional<Lsn> failed_lsn_;
+    std::optional<Lsn> failed_lsn_;  // of an apply that must be repeated
 
     CheckpointState checkpoint_state_ = CheckpointState::idle;
-    std::unique_ptr<class Checkpoint> checkpoint_;
+    std::unique_ptr<Checkpoint> checkpoint_;
     std::optional<RootRef> durable_root_;
     std::vector<Superseded> superseded_;
 };

@@ -76,8 +76,9 @@ class SegmentTable {
     // Where blocks may be gained by cleaning: sealed data, relocated and large segments that are
     // neither full nor dead, best score first, at most `count_max`. `now` = the volume's last LSN.
     std::vector<CleanCandidate> candidates(Lsn now, uint32_t count_max) const;
-    // Segments that may be deleted now; each is handed out once. Deletion by the caller waits for
-    // reads that pin the segment by id.
+    // Segments that may be deleted now; each is handed out once per run of the process (again after
+    // a restart: a segment that is gone already is fine). The caller waits for reads that pin the
+    // segment by id. Never call it between load() and the end of the replay.
     std::vector<DeadSegment> take_deletable();
 
     // Counters over segments in use.
@@ -124,7 +125,13 @@ class SegmentTable {
     // Fills the page `key` from disk.
     Result<void> restore(uint32_t key, std::span<const SegmentEntry> entries,
                          const format::PageSlot& slot);
+    // Map segments come from the root, with no page counted yet; then every page the root reaches
+    // is counted; then those without any are dropped, for deletion.
     Result<void> restore_map_segment(uint32_t index, const SegmentEntry& entry);
+    void count_restored_page(uint32_t index, uint32_t units);
+    void finish_restore(Lsn meta_lsn);
+    // A page of `units` was appended to map segment `index`.
+    void count_new_page(uint32_t index, uint32_t units);
 
     SegmentEntry& entry(uint32_t index) {
         return chunks_[index / kChunkEntries]->entries[index % kChunkEntries];

@@ -1,0 +1,215 @@
+// What reads all of a map: load after a restart, audit.
+
+#include <algorithm>
+#include <array>
+
+#include "volume/block_map.h"
+#include "volume/checkpoint.h"
+
+namespace peplos::volume {
+
+using format::PageKind;
+using format::PageSlot;
+using format::RootPage;
+using runtime::Task;
+
+// Counts a page that the root reaches in its map segment.
+Result<void> BlockMap::count_page(const PageSlot& slot) {
+    const uint32_t index = slot.place.segment_index();
+    const SegmentEntry* segment = segments_.find(index);
+    if (segment == nullptr || segment->kind != static_cast<uint8_t>(format::SegmentKind::map)) {
+        return fail(Code::corrupt,
+                    "the map of volume {} has a page in segment index {}, which the root does not "
+                    "list as a map segment",
+                    identity_.volume, index);
+    }
+    segments_.count_restored_page(index, slot.place.length_units());
+    return {};
+}
+
+Task<Result<RootPage>> BlockMap::load_root(RootRef ref) {
+    const uint64_t offset = uint64_t{ref.offset_units} * format::kPlaceUnitBytes;
+    if (ref.bytes == 0 || ref.bytes > format::kRootBytesMax ||
+        ref.bytes % format::kPlaceUnitBytes != 0 || !ref.segment || ref.sequence == 0 ||
+        ref.segment_index > limits::kSegmentIndexMax ||
+        offset + ref.bytes > limits::kSegmentBytesMax) {
+        co_return fail(Code::corrupt,
+                       "the root record of volume {} names no possible place: segment {} at {}, "
+                       "{}+{} bytes",
+                       identity_.volume, ref.segment, ref.segment_index, offset, ref.bytes);
+    }
+    const uint64_t begin = round_down(offset, kBlockBytes);
+    Buffer bytes = Buffer::allocate(round_up(offset + ref.bytes, kBlockBytes) - begin);
+    CO_TRY(co_await store_.read(ref.segment, begin, bytes));
+    const Bytes page = bytes.bytes().subspan(offset - begin, ref.bytes);
+    co_return decode_root(page, identity_of(PageKind::root, 0), ref);
+}
+
+Result<void> BlockMap::load_interior(uint64_t key, const PageSlot& slot, Bytes page) {
+    std::array<PageSlot, format::kInteriorSlotCount> pages;
+    TRY(decode_interior(page, identity_of(PageKind::interior, key), slot, pages));
+    make_interior(key);
+    Interior& interior = *interiors_[key];
+    interior.page = slot;
+    for (uint32_t i = 0; i < pages.size(); ++i) {
+        if (!pages[i]) continue;
+        if (i >= interior.slot_count) {
+            return fail(Code::corrupt, "interior page {} of volume {} maps behind its end", key,
+                        identity_.volume);
+        }
+        TRY(count_page(pages[i]));
+        interior.slots[i].page = pages[i];
+    }
+    return {};
+}
+
+Result<void> BlockMap::load_segments(uint64_t key, const PageSlot& slot, Bytes page) {
+    std::vector<SegmentEntry> entries(format::kSegmentPageEntryCount);
+    TRY(decode_segments(page, identity_of(PageKind::segments, key), slot, entries));
+    return segments_.restore(static_cast<uint32_t>(key), entries, slot);
+}
+
+Task<Result<void>> BlockMap::load(RootRef ref) {
+    CHECK(sequence_ == 0 && segments_.segment_count() == 0, "load() is for a new map");
+    CO_TRY_ASSIGN(RootPage root, co_await load_root(ref));
+    block_count_ = root.block_count;
+    interiors_.clear();
+    interiors_.resize(div_up(block_count_, kInteriorBlocks));
+    for (const format::RootMapSegment& segment : root.map_segments) {
+        CO_TRY(segments_.restore_map_segment(segment.segment_index, segment.entry));
+    }
+    // Opened for the root itself, its segment is in no list.
+    if (segments_.find(ref.segment_index) == nullptr) {
+        SegmentEntry own;
+        own.id = ref.segment;
+        own.kind = static_cast<uint8_t>(format::SegmentKind::map);
+        CO_TRY(segments_.restore_map_segment(ref.segment_index, own));
+    }
+    if (segments_.find(ref.segment_index)->id != ref.segment) {
+        co_return fail(Code::corrupt, "the root of volume {} calls its own segment {} {}",
+                       identity_.volume, ref.segment, segments_.find(ref.segment_index)->id);
+    }
+    segments_.count_restored_page(ref.segment_index, ref.bytes / format::kPlaceUnitBytes);
+    // Bit 63 of the key tells the two kinds of pages apart.
+    constexpr uint64_t kSegmentsBit = uint64_t{1} << 63;
+    std::vector<PageRead> pages;
+    for (const format::RootChild& child : root.interiors)
+        pages.push_back({child.slot, child.key});
+    for (const format::RootChild& child : root.segment_pages) {
+        pages.push_back({child.slot, child.key | kSegmentsBit});
+    }
+    for (const PageRead& page : pages)
+        CO_TRY(count_page(page.slot));
+    PageReader::Handler handler = [this](const PageRead& page, Bytes bytes) {
+        const uint64_t key = page.key & ~kSegmentsBit;
+        return page.key == key ? load_interior(key, page.slot, bytes)
+                               : load_segments(key, page.slot, bytes);
+    };
+    CO_TRY(co_await reader_.read_all(std::move(pages), std::move(handler)));
+    if (segments_.live_block_count() != root.mapped_count) {
+        co_return fail(Code::corrupt, "the root of volume {} maps {} blocks, its segments have {}",
+                       identity_.volume, root.mapped_count, segments_.live_block_count());
+    }
+    segments_.finish_restore(root.meta_lsn);
+    sequence_ = ref.sequence;
+    applied_lsn_ = root.meta_lsn;
+    durable_drained_lsn_ = root.drained_lsn;
+    durable_root_ = ref;
+    co_return Result<void>{};
+}
+
+// Audit ----------------------------------------------------------------------------------------
+
+namespace {
+
+// Live counts as the map itself says: blocks per data segment, units per map segment.
+using Counts = std::vector<uint64_t>;
+
+void count(Counts& counts, Place place, uint64_t amount) {
+    if (counts.size() <= place.segment_index()) counts.resize(place.segment_index() + 1);
+    counts[place.segment_index()] += amount;
+}
+
+}  // namespace
+
+Task<Result<BlockMap::Audit>> BlockMap::audit() {
+    CHECK(!applying_ && checkpoint_state_ == CheckpointState::idle);
+    Audit audit;
+    Counts counts;
+    std::vector<PageRead> pages;
+    std::array<LeafItem, format::kLeafEntryCount> items;
+    const auto count_page_units = [&](const PageSlot& slot) {
+        if (slot) count(counts, slot.place, slot.place.length_units());
+    };
+    for (uint64_t key = 0; key < interiors_.size(); ++key) {
+        const Interior* interior = interiors_[key].get();
+        if (interior == nullptr) continue;
+        count_page_units(interior->page);
+        for (uint32_t i = 0; i < interior->slot_count; ++i) {
+            const Slot& slot = interior->slots[i];
+            count_page_units(slot.page);
+            if (is_leaf(slot.leaf)) {
+                const uint32_t item_count = slot.leaf->items(items);
+                for (uint32_t k = 0; k < item_count; ++k)
+                    count(counts, items[k].entry.place, 1);
+                audit.mapped_count += item_count;
+                audit.leaf_count += item_count != 0 ? 1 : 0;
+            } else if (slot.leaf == nullptr && slot.page) {
+                pages.push_back({slot.page, key * kSlotCount + i});
+            }
+        }
+    }
+    PageReader::Handler handler = [&](const PageRead& page, Bytes bytes) -> Result<void> {
+        TRY_ASSIGN(const uint32_t item_count,
+                   decode_leaf(bytes, identity_of(PageKind::leaf, page.key), page.slot, items));
+        for (uint32_t k = 0; k < item_count; ++k)
+            count(counts, items[k].entry.place, 1);
+        audit.mapped_count += item_count;
+        ++audit.leaf_count;
+        return {};
+    };
+    CO_TRY(co_await reader_.read_all(std::move(pages), std::move(handler)));
+    for (const SegmentTable::Page& page : segments_.pages_)
+        count_page_units(page.slot);
+    if (durable_root_) {
+        const uint32_t units = durable_root_->bytes / format::kPlaceUnitBytes;
+        count(counts, Place::make(format::PlaceKind::page, durable_root_->segment_index, 0, 1),
+              units);
+    }
+    for (const Superseded& page : superseded_) {
+        count(counts, Place::make(format::PlaceKind::page, page.segment_index, 0, 1), page.units);
+    }
+    counts.resize(std::max<size_t>(counts.size(), segments_.index_end()));
+    for (uint32_t index = 0; index < counts.size(); ++index) {
+        const SegmentEntry* segment = segments_.find(index);
+        const uint64_t live = segment == nullptr ? 0 : segment->live_count;
+        if (live == counts[index]) continue;
+        audit.mismatches.push_back(fmt::format(
+            "segment {} at index {} counts {} alive, the map names {}",
+            segment == nullptr ? SegmentId{} : segment->id, index, live, counts[index]));
+    }
+    co_return audit;
+}
+
+uint64_t BlockMap::memory_bytes() const {
+    uint64_t bytes = sizeof(BlockMap) + interiors_.capacity() * sizeof(interiors_[0]) +
+                     segments_.memory_bytes() + superseded_.capacity() * sizeof(Superseded);
+    for (const auto& interior : interiors_) {
+        if (interior) bytes += sizeof(Interior) + interior->slot_count * sizeof(Slot);
+    }
+    return bytes;
+}
+
+uint64_t BlockMap::leaf_count() const {
+    uint64_t count = 0;
+    for (const auto& interior : interiors_) {
+        if (!interior) continue;
+        for (uint32_t i = 0; i < interior->slot_count; ++i) {
+            const Slot& slot = interior->slots[i];
+            count += slot.page || slot.leaf != nullptr ? 1 : 0;
+        }
+    }
+    return count;
+}
+
+}  // namespace peplos::volume

@@ -1,0 +1,224 @@
+#pragma once
+
+#include <boost/container/small_vector.hpp>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "runtime/gate.h"
+#include "runtime/sync.h"
+#include "volume/block_map.h"
+#include "volume/map_pages.h"
+#include "volume/overlay.h"
+#include "volume/segment_set.h"
+#include "volume/segment_writer.h"
+#include "volume/volume.h"
+
+// The inside of a volume: its state, and the steps of its life by file.
+//   volume.cc   create, open, close, destroy; the facade
+//   replay.cc   from root and journal back to map and overlay
+//   writer.cc   write, zero: room, LSN, journal, overlay
+//   reader.cc   read: overlay, map, segment
+//   drain.cc    overlay -> segments -> seal -> map
+//   upkeep.cc   checkpoint, removal, relocation, scrub
+namespace peplos::volume {
+
+using runtime::Task;
+
+// A record that has its LSN and is not yet known to be durable.
+struct InFlight {
+    Lsn lsn;
+    format::RecordType type = format::RecordType::noop;
+    Lba lba;
+    uint64_t block_count = 0;
+    Buffer data;          // write: all blocks of the record
+    format::Place place;  // write_ref: of the first block
+    format::BlockCrcs crcs;
+
+    bool overlaps(uint64_t first, uint64_t end) const {
+        return lba.value < end && first < lba.value + block_count;
+    }
+};
+
+// Blocks that a read-modify-write holds. Few at a time, so a list does.
+class BlockLocks {
+  public:
+    bool empty() const { return locked_.empty(); }
+    bool overlaps(uint64_t first, uint64_t end) const {
+        for (uint64_t lba : locked_) {
+            if (lba >= first && lba < end) return true;
+        }
+        return false;
+    }
+    void lock(uint64_t lba) { locked_.push_back(lba); }
+    void unlock(uint64_t lba) {
+        std::erase(locked_, lba);
+        changed_.wake_all();
+    }
+    Task<void> wait() { return changed_.wait(); }
+    void wake() { changed_.wake_all(); }
+
+  private:
+    std::vector<uint64_t> locked_;
+    runtime::WaitList changed_;
+};
+
+// A segment that takes payload of large writes until a drain seals it.
+struct OpenSegment {
+    SegmentHandle handle;
+    uint32_t index = 0;
+    uint32_t block_count = 0;  // handed out
+    uint32_t block_count_max = 0;
+    uint32_t writers = 0;  // that may still get an LSN for blocks in here
+};
+
+struct VolumeCore {
+    VolumeCore(Resources& resources, VolumeParams params);
+    ~VolumeCore();
+    VolumeCore(const VolumeCore&) = delete;
+
+    // ---- facts ----
+    Resources& resources;
+    const VolumeParams params;
+    Volume* facade = nullptr;  // what Background is told about
+    std::unique_ptr<replica::VolumeLog> log;
+    SegmentSet segments;
+    MapPages pages;
+    std::unique_ptr<BlockMap> map;
+    Overlay overlay;
+    std::optional<Error> fault;
+    bool stopping = false;
+    VolumeStats counters;
+
+    // ---- writer ----
+    std::deque<InFlight> in_flight;      // by LSN
+    uint64_t in_flight_blocks = 0;       // of data in RAM, in in_flight or before
+    uint64_t charged_bytes = 0;          // of the overlay budget
+    uint64_t promised_units = 0;         // of the space budget
+    uint64_t frozen_written_blocks = 0;  // of the frozen generation, already in segments
+    Lsn applied_lsn;                     // all records up to here are in overlay or map
+    BlockLocks locks;
+    runtime::WaitList applied;
+    runtime::WaitList drained;  // a drain ended, well or not
+    runtime::WaitList slots;
+    uint32_t running = 0;
+    uint32_t waiting = 0;  // writers that wait for room of any kind
+    std::shared_ptr<OpenSegment> open_segment;
+    std::vector<std::shared_ptr<OpenSegment>> full_segments;  // taken all they can, not sealed
+    uint64_t large_run_bytes = 4 * kMiB;                      // of the next open segment
+    runtime::Mutex opening;
+    runtime::WaitList writers_left;
+
+    // ---- drain and upkeep ----
+    std::vector<std::shared_ptr<OpenSegment>> frozen_segments;  // refs of the frozen generation
+    runtime::Mutex draining;                                    // drain as a whole
+    runtime::Mutex meta;                                        // append a meta record and apply it
+    runtime::Mutex upkeep;                                      // checkpoint, removal, relocation
+    Lsn drained_lsn;
+    Lsn meta_lsn;  // newest meta record applied
+    uint64_t replay_bytes = 0;
+    uint64_t replay_records = 0;
+    mutable bool noticed = false;
+    runtime::Gate gate;        // I/O and calls
+    runtime::Gate background;  // own detached work
+
+    // ---- volume.cc ----
+    Task<Result<void>> start(bool is_new);
+    Task<void> stop(bool is_closing, Result<void>* outcome);
+    void fail_for_good(const Error& error);
+    // An error once the volume has failed; alive(): also once it stops.
+    Result<void> healthy() const;
+    Result<void> alive() const;
+    Result<void> check_access(uint64_t offset, uint64_t bytes) const;
+    uint64_t size_bytes() const { return map->block_count() * kBlockBytes; }
+    Pressure pressure() const;
+    VolumeStats stats() const;
+    // Tells the background once that a bound was crossed; alone, starts the work itself.
+    void notice();
+    Task<void> maintain_alone();
+
+    // ---- replay.cc ----
+    Task<Result<void>> replay();
+    Task<Result<void>> replay_record(format::Record record);
+    Task<Result<void>> replay_seal(Lsn lsn, const format::SealBody& body);
+    Task<Result<void>> replay_relocate(Lsn lsn, const format::RelocateBody& body);
+    Result<void> replay_write(format::Record& record);
+    Result<void> replay_write_ref(const format::Record& record);
+    Task<Result<std::vector<format::SegmentIndexEntry>>> replay_segment(
+        Lsn lsn, const format::SealedSegment& sealed);
+    Task<Result<void>> attach_segments();
+    void settle_open_segments();
+    Task<void> remove_leftovers(std::vector<SegmentId> ids);
+    std::vector<SegmentId> find_leftovers() const;
+    std::vector<SegmentId> deleted_in_replay;
+    std::vector<uint32_t> unsealed_at_open;  // table indexes of open segments of earlier epochs
+
+    // ---- writer.cc ----
+    Task<Result<void>> write(uint64_t offset, Buffer from);
+    Task<Result<void>> zero(uint64_t offset, uint64_t bytes);
+    Task<Result<void>> grow(uint64_t size_bytes);
+    Task<Result<void>> write_blocks(Lba lba, Buffer data);
+    Task<Result<void>> write_large(Lba lba, Buffer data);
+    Task<Result<void>> write_pieces(Lba lba, Buffer data);
+    Task<Result<void>> write_partial(uint64_t offset, Buffer from);
+    Task<Result<void>> write_partial_piece(uint64_t offset, Buffer from);
+    Task<Result<void>> zero_blocks(Lba lba, uint64_t block_count);
+    Task<Result<std::shared_ptr<OpenSegment>>> take_open_segment(uint32_t block_count);
+    Task<Result<void>> create_open_segment(uint32_t block_count);
+    bool try_take_room(uint64_t blocks);
+    Task<Result<void>> take_room(uint64_t blocks);
+    Task<bool> make_room_alone();
+    Task<Result<replica::Admission>> admit(const format::Record& record);
+    Task<Result<void>> commit(format::Record record, replica::Admission admission,
+                              InFlight in_flight);
+    format::Record make_record(format::RecordType type, Lba lba, uint64_t block_count) const;
+    void apply_through(Lsn lsn);
+    void apply(InFlight& record);
+    Task<void> wait_applied(Lsn lsn);
+    Task<void> enter_slot();
+    void leave_slot();
+    // Gives back what budget and promise hold beyond the need.
+    void settle();
+    uint64_t needed_bytes() const;
+    uint64_t needed_units(uint64_t more_blocks) const;
+
+    // ---- reader.cc ----
+    Task<Result<void>> read(uint64_t offset, Buffer into);
+    // Whole blocks; no accounting.
+    Task<Result<void>> read_blocks(Lba first, Buffer into);
+    Error corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba);
+
+    // ---- drain.cc ----
+    Task<Result<void>> drain();
+
+    // ---- upkeep.cc ----
+    Task<Result<void>> checkpoint();
+    Task<Result<void>> remove_dead();
+    Task<Result<void>> remove_dead_locked();
+    Task<Result<void>> relocate(std::vector<uint32_t> indexes, uint8_t lifetime_class);
+    Task<Result<ScrubResult>> scrub(uint32_t index);
+    Task<Result<std::string>> dump_map();
+    // Appends a meta record and, once durable, runs nothing: the caller applies. Requires: meta
+    // is locked. Gives the LSN.
+    Task<Result<Lsn>> append_meta(format::Record record);
+    // Applies in steps that let others run.
+    Task<Result<void>> apply_change(Lsn lsn, std::span<const ZeroExtent> zeros,
+                                    std::span<const MapUpdate> updates,
+                                    std::span<const Relocation> relocations);
+};
+
+// What the segment table says of a sealed data segment.
+SegmentEntry entry_of(const WrittenSegment& segment, Lsn sealed_lsn);
+SegmentEntry entry_of(const format::SegmentFooter& footer, uint32_t block_count, Lsn sealed_lsn);
+
+// Memory that one block's reference costs, as the overlay budget counts it.
+inline constexpr uint64_t kReferenceBytes = 64;
+inline constexpr uint64_t kZeroExtentsMax = 8192;
+// Undrained data from which on a drain is worth its while.
+inline constexpr uint64_t kDrainBytes = limits::kSegmentBytesMax;
+inline constexpr uint64_t kDrainReferenceBytes = 128 * kMiB;
+
+}  // namespace peplos::volume

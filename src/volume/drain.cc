@@ -1,0 +1,356 @@
+#include <algorithm>
+
+#include "base/crc32c.h"
+#include "volume/core.h"
+
+namespace peplos::volume {
+
+using format::Record;
+using format::RecordType;
+using format::SegmentKind;
+
+namespace {
+
+// Steps of a map change between which others run.
+constexpr size_t kApplyStep = 2048;
+// Entries of a dropped generation that are destroyed at a time.
+constexpr size_t kDropStep = 4096;
+
+// Data that volumes wrote themselves; the cleaner's output has the classes above.
+constexpr uint8_t kUserClass = 1;
+
+}  // namespace
+
+// One drain: the frozen generation becomes segments and a seal.
+class Drain {
+  public:
+    explicit Drain(VolumeCore& core) : core_(core) {}
+
+    // The generation is in the map afterwards, or nothing has changed.
+    Task<Result<void>> run();
+
+  private:
+    struct Item {
+        uint64_t lba;
+        const OverlayEntry* entry;
+        format::Place place;  // where the block ends up
+    };
+    struct Output {
+        WrittenSegment segment;
+        uint32_t index = 0;
+        bool is_reserved = true;  // and not added yet
+    };
+
+    void collect();
+    Task<Result<void>> write_data();
+    Task<Result<Output>> write_some(size_t first, size_t& taken);
+    Task<Result<std::vector<SegmentBlock>>> load(size_t first, size_t count);
+    Task<Result<void>> index_large();
+    Task<Result<void>> make_durable();
+    Task<Result<void>> seal();
+    Task<void> undo();
+    Task<void> finish();
+    bool is_large_of_this_drain(format::Place place) const;
+
+    VolumeCore& core_;
+    std::vector<Item> items_;      // ascending by LBA
+    std::vector<size_t> written_;  // of items_: those that must be written
+    std::vector<Output> outputs_;
+    std::vector<std::shared_ptr<OpenSegment>> empty_;  // large segments that lost every block
+};
+
+bool Drain::is_large_of_this_drain(format::Place place) const {
+    return std::ranges::any_of(core_.frozen_segments, [&](const auto& segment) {
+        return segment->index == place.segment_index();
+    });
+}
+
+void Drain::collect() {
+    const OverlayGeneration& frozen = core_.overlay.frozen();
+    items_.reserve(frozen.blocks.size());
+    for (const auto& [lba, entry] : frozen.blocks) {
+        items_.push_back({lba, &entry, entry.place});
+    }
+    std::ranges::sort(items_, {}, &Item::lba);
+    for (size_t i = 0; i < items_.size(); ++i) {
+        // References into segments of an earlier epoch are written anew: those were never sealed.
+        if (!items_[i].place || !is_large_of_this_drain(items_[i].place)) written_.push_back(i);
+    }
+}
+
+Task<Result<std::vector<SegmentBlock>>> Drain::load(size_t first, size_t count) {
+    std::vector<SegmentBlock> blocks(count);
+    for (size_t i = 0; i < count; ++i) {
+        const Item& item = items_[written_[first + i]];
+        SegmentBlock& block = blocks[i];
+        block.lba = Lba(item.lba);
+        block.lsn = item.entry->lsn;
+        block.crc = item.entry->crc;
+        if (!item.entry->is_reference()) {
+            block.data = item.entry->data;
+            continue;
+        }
+        // The overlay still has the reference, so the ordinary read checks it.
+        block.data = Buffer::allocate(kBlockBytes);
+        const SegmentHandle* found = core_.segments.find(item.entry->place.segment_index());
+        CHECK(found != nullptr);
+        SegmentHandle handle = *found;
+        CO_TRY(
+            co_await handle.store->read(handle.pin, item.entry->place.offset_bytes(), block.data));
+        if (crc32c(block.data.bytes()) != block.crc) {
+            co_return fail(core_.corrupt_block(handle, item.entry->place, block.lba));
+        }
+    }
+    co_return blocks;
+}
+
+Task<Result<Drain::Output>> Drain::write_some(size_t first, size_t& taken) {
+    RunChoice run = choose_run(written_.size() - first, limits::kSegmentBytesMax);
+    while (run.bytes > limits::kSegmentBytesMin &&
+           !core_.segments.has_room(run.bytes, media::Purpose::user)) {
+        run = choose_run(
+            std::min<uint64_t>(run.blocks, format::segment_block_count_max(run.bytes / 2)),
+            run.bytes / 2);
+    }
+    auto blocks = co_await load(first, run.blocks);
+    if (!blocks) co_return fail(std::move(blocks).error());
+    // The space was promised when the writes were accepted; the reserve covers what fragmentation
+    // took of it.
+    media::Purpose purpose = core_.segments.has_room(run.bytes, media::Purpose::user)
+                                 ? media::Purpose::user
+                                 : media::Purpose::maintenance;
+    auto written = co_await write_segment(core_.segments, SegmentKind::data, kUserClass, *blocks,
+                                          run.bytes, purpose);
+    if (!written) co_return fail(std::move(written).error());
+    Output output;
+    output.segment = std::move(*written);
+    CO_TRY_ASSIGN(output.index, core_.map->segments().reserve());
+    taken = run.blocks;
+    co_return output;
+}
+
+Task<Result<void>> Drain::write_data() {
+    for (size_t first = 0; first < written_.size();) {
+        size_t taken = 0;
+        CO_TRY_ASSIGN(Output output, co_await write_some(first, taken));
+        for (size_t i = 0; i < taken; ++i) {
+            items_[written_[first + i]].place =
+                format::Place::block(output.index, format::segment_block_offset(i));
+        }
+        core_.frozen_written_blocks += taken;
+        core_.settle();
+        outputs_.push_back(std::move(output));
+        first += taken;
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> Drain::index_large() {
+    std::vector<std::shared_ptr<OpenSegment>> large = core_.frozen_segments;
+    for (const std::shared_ptr<OpenSegment>& segment : large) {
+        std::vector<format::SegmentIndexEntry> entries;
+        for (const Item& item : items_) {
+            if (!item.entry->is_reference() || item.place.segment_index() != segment->index) {
+                continue;
+            }
+            if (item.place != item.entry->place) continue;
+            format::SegmentIndexEntry entry;
+            entry.lba = Lba(item.lba);
+            entry.lsn = item.entry->lsn;
+            entry.offset_units = item.place.offset_units();
+            entry.crc = item.entry->crc;
+            entries.push_back(entry);
+        }
+        if (entries.empty()) {
+            empty_.push_back(segment);
+            continue;
+        }
+        Output output;
+        output.index = segment->index;
+        CO_TRY_ASSIGN(output.segment,
+                      co_await write_index(core_.segments, segment->handle, SegmentKind::large,
+                                           kUserClass, entries, segment->block_count));
+        outputs_.push_back(std::move(output));
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> Drain::make_durable() {
+    CO_TRY(co_await core_.segments.sync_all());
+    for (Output& output : outputs_)
+        CO_TRY(co_await seal_segment(output.segment));
+    co_return Result<void>{};
+}
+
+Task<Result<void>> Drain::seal() {
+    const OverlayGeneration& frozen = core_.overlay.frozen();
+    format::SealBody body;
+    body.drained_lsn = frozen.last_lsn;
+    for (const Output& output : outputs_) {
+        body.segments.push_back({.id = output.segment.handle.id(),
+                                 .index = output.index,
+                                 .group = GroupId{},
+                                 .block_count = output.segment.footer.entry_count,
+                                 .segment_class = output.segment.footer.header.lifetime_class});
+    }
+    std::vector<ZeroExtent> zeros;
+    for (auto [first, end] : frozen.zeros.ranges()) {
+        body.zeros.push_back({Lba(first), end - first});
+        zeros.push_back({Lba(first), end - first});
+    }
+    auto guard = co_await core_.meta.lock();
+    Record record = core_.make_record(RecordType::seal, Lba(0), 0);
+    record.body = std::move(body);
+    CO_TRY_ASSIGN(Lsn lsn, co_await core_.append_meta(std::move(record)));
+    for (Output& output : outputs_) {
+        core_.segments.put(output.index, output.segment.handle);
+        CO_TRY(core_.map->segments().add(output.index, entry_of(output.segment, lsn)));
+        output.is_reserved = false;
+        core_.replay_bytes += output.segment.written_bytes;
+        core_.counters.drained_bytes += output.segment.written_bytes;
+    }
+    std::vector<MapUpdate> updates;
+    updates.reserve(items_.size());
+    for (const Item& item : items_) {
+        updates.push_back({Lba(item.lba), {item.place, item.entry->crc, 0}});
+    }
+    CO_TRY(co_await core_.apply_change(lsn, zeros, updates, {}));
+    co_return Result<void>{};
+}
+
+Task<void> Drain::undo() {
+    for (Output& output : outputs_) {
+        if (output.segment.footer.header.kind != SegmentKind::data) continue;
+        auto removed = co_await core_.segments.remove(output.segment.handle.id());
+        if (!removed)
+            LOG_WARN("a segment of a failed drain stays until the next open: {}",
+                     removed.error().text());
+        core_.map->segments().release(output.index);
+    }
+    outputs_.clear();
+    core_.frozen_written_blocks = 0;
+    uint64_t units = core_.needed_units(0);
+    if (units > core_.promised_units) {
+        core_.resources.space.promise_regardless(units - core_.promised_units);
+        core_.promised_units = units;
+    }
+}
+
+Task<void> Drain::finish() {
+    core_.drained_lsn = core_.overlay.frozen().last_lsn;
+    core_.frozen_segments.clear();
+    core_.frozen_written_blocks = 0;
+    items_.clear();
+    OverlayGeneration old = core_.overlay.drop_frozen();
+    core_.settle();
+    core_.settle_open_segments();
+    core_.log->trim(core_.drained_lsn, core_.map->durable_meta_lsn());
+    for (const std::shared_ptr<OpenSegment>& segment : empty_) {
+        SegmentId id = segment->handle.id();
+        core_.segments.forget(segment->index);
+        core_.map->segments().release(segment->index);
+        auto removed = co_await core_.segments.remove(id);
+        if (!removed)
+            LOG_WARN("a segment without blocks stays until the next open: {}",
+                     removed.error().text());
+    }
+    size_t step = 0;
+    for (auto it = old.blocks.begin(); it != old.blocks.end(); ++it) {
+        it->second.data = Buffer();
+        if (++step % kDropStep == 0) co_await runtime::yield();
+    }
+    ++core_.counters.drains;
+}
+
+Task<Result<void>> Drain::run() {
+    collect();
+    Result<void> outcome = co_await write_data();
+    if (outcome) outcome = co_await index_large();
+    if (outcome) outcome = co_await make_durable();
+    if (!outcome) {
+        co_await undo();
+        co_return outcome;
+    }
+    if (!items_.empty() || !core_.overlay.frozen().zeros.empty()) {
+        outcome = co_await seal();
+        // The seal may or may not be durable: only a new open can tell.
+        if (!outcome) core_.fail_for_good(outcome.error());
+        if (!outcome) co_return outcome;
+    }
+    co_await finish();
+    co_return outcome;
+}
+
+Task<Result<void>> VolumeCore::drain() {
+    auto guard = co_await draining.lock();
+    CO_TRY(healthy());
+    if (!overlay.has_frozen()) {
+        // No large write may be between its place in a segment and its LSN.
+        auto no_new_segment = co_await opening.lock();
+        if (open_segment) full_segments.push_back(std::exchange(open_segment, nullptr));
+        frozen_segments = std::exchange(full_segments, {});
+        for (const std::shared_ptr<OpenSegment>& segment : frozen_segments) {
+            while (segment->writers != 0)
+                co_await writers_left.wait();
+        }
+        CO_TRY(healthy());
+        overlay.freeze(applied_lsn);
+    }
+    Drain work(*this);
+    Result<void> outcome = co_await work.run();
+    if (!outcome && outcome.error().code() == Code::io_error) fail_for_good(outcome.error());
+    drained.wake_all();
+    co_return outcome;
+}
+
+SegmentEntry entry_of(const WrittenSegment& segment, Lsn sealed_lsn) {
+    return entry_of(segment.footer, segment.footer.entry_count, sealed_lsn);
+}
+
+SegmentEntry entry_of(const format::SegmentFooter& footer, uint32_t block_count, Lsn sealed_lsn) {
+    SegmentEntry entry;
+    entry.id = footer.header.id;
+    entry.sealed_lsn = sealed_lsn;
+    entry.age_lsn = footer.lsn_max;
+    entry.block_count = block_count;
+    entry.kind = static_cast<uint8_t>(footer.header.kind);
+    entry.lifetime_class = footer.header.lifetime_class;
+    entry.state = SegmentState::sealed;
+    return entry;
+}
+
+Task<Result<void>> VolumeCore::apply_change(Lsn lsn, std::span<const ZeroExtent> zeros,
+                                            std::span<const MapUpdate> updates,
+                                            std::span<const Relocation> relocations) {
+    CO_TRY(co_await map->apply(MapChange{lsn, zeros, {}, {}}));
+    for (size_t i = 0; i < updates.size(); i += kApplyStep) {
+        auto step = updates.subspan(i, std::min(kApplyStep, updates.size() - i));
+        CO_TRY(co_await map->apply(MapChange{lsn, {}, step, {}}));
+        co_await runtime::yield();
+    }
+    for (size_t i = 0; i < relocations.size(); i += kApplyStep) {
+        auto step = relocations.subspan(i, std::min(kApplyStep, relocations.size() - i));
+        CO_TRY(co_await map->apply(MapChange{lsn, {}, {}, step}));
+        co_await runtime::yield();
+    }
+    meta_lsn = std::max(meta_lsn, lsn);
+    co_return Result<void>{};
+}
+
+Task<Result<Lsn>> VolumeCore::append_meta(Record record) {
+    CO_TRY_ASSIGN(replica::Admission admission, co_await log->admit(record));
+    CO_TRY(healthy());
+    Lsn lsn = log->next_lsn();  // what commit() takes, without a suspension before
+    InFlight entry{.lsn = {},
+                   .type = record.type,
+                   .lba = Lba(0),
+                   .block_count = 0,
+                   .data = {},
+                   .place = {},
+                   .crcs = {}};
+    CO_TRY(co_await commit(std::move(record), std::move(admission), std::move(entry)));
+    ++replay_records;
+    co_return lsn;
+}
+
+}  // namespace peplos::volume

@@ -1,0 +1,85 @@
+#include "volume/map_pages.h"
+
+#include <algorithm>
+
+#include "volume/segment_writer.h"
+
+namespace peplos::volume {
+
+using runtime::Durability;
+using runtime::Task;
+
+Task<Result<void>> MapPages::open_segment(uint64_t bytes) {
+    CHECK(table_ != nullptr);
+    uint64_t wanted = format::kSegmentDataOffset + std::max(bytes, expected_bytes_);
+    uint64_t run = format::segment_run_bytes(std::min(wanted, limits::kSegmentBytesMax));
+    uint64_t least = format::segment_run_bytes(format::kSegmentDataOffset + bytes);
+    CO_TRY_ASSIGN(uint32_t index, table_->reserve());
+    for (;;) {
+        auto created =
+            co_await set_.create(format::SegmentKind::map, 0, run, media::Purpose::maintenance);
+        if (created) {
+            open_ = std::move(*created);
+            break;
+        }
+        if (created.error().code() != Code::no_space || run <= least) {
+            table_->release(index);
+            co_return fail(std::move(created).error());
+        }
+        run /= 2;
+    }
+    SegmentEntry entry;
+    entry.id = open_.id();
+    entry.kind = static_cast<uint8_t>(format::SegmentKind::map);
+    entry.state = SegmentState::open;
+    CO_TRY(table_->add(index, entry));
+    set_.put(index, open_);
+    open_index_ = index;
+    open_offset_ = format::kSegmentDataOffset;
+    co_return Result<void>{};
+}
+
+Task<Result<PageRun>> MapPages::append(Buffer pages) {
+    CHECK(pages.size() % kBlockBytes == 0);
+    if (open_ && open_offset_ + pages.size() > open_.bytes()) CO_TRY(co_await seal_open());
+    if (!open_) CO_TRY(co_await open_segment(pages.size()));
+    PageRun run{open_index_, open_offset_};
+    uint64_t bytes = pages.size();
+    std::vector<Buffer> from{std::move(pages)};
+    SegmentHandle handle = open_;
+    CO_TRY(co_await handle.store->write_vector(handle.pin, run.offset, std::move(from),
+                                               Durability::volatile_));
+    open_offset_ += bytes;
+    appended_bytes_ += bytes;
+    expected_bytes_ -= std::min(expected_bytes_, bytes);
+    co_return run;
+}
+
+Task<Result<void>> MapPages::seal_open() {
+    WrittenSegment segment;
+    segment.handle = open_;
+    segment.footer.header = set_.header_of(open_.id(), format::SegmentKind::map, 0);
+    segment.footer.data_bytes = open_offset_ - format::kSegmentDataOffset;
+    CO_TRY(co_await open_.store->sync());
+    CO_TRY(co_await seal_segment(segment));
+    table_->seal(open_index_,
+                 static_cast<uint32_t>(segment.footer.data_bytes / format::kPlaceUnitBytes));
+    open_ = {};
+    co_return Result<void>{};
+}
+
+Task<Result<void>> MapPages::sync() {
+    if (!open_) co_return Result<void>{};
+    co_return co_await seal_open();
+}
+
+Task<Result<void>> MapPages::read(SegmentId segment, uint64_t offset, Buffer into) {
+    SegmentHandle handle = set_.locate(segment);
+    if (!handle) {
+        co_return fail(Code::not_found, "map segment {} is on none of this node's devices",
+                       segment);
+    }
+    co_return co_await handle.store->read(handle.pin, offset, std::move(into));
+}
+
+}  // namespace peplos::volume

@@ -1,0 +1,116 @@
+#include "volume/page_reader.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "runtime/sync.h"
+
+namespace peplos::volume {
+
+using runtime::Task;
+
+namespace {
+
+constexpr uint64_t kWindowBytesMax = 1 * kMiB;
+constexpr uint64_t kGapBytesMax = 32 * kKiB;
+constexpr size_t kWorkerCount = 16;
+
+uint64_t end_of(format::Place place) {
+    return place.offset_bytes() + place.length_bytes();
+}
+
+}  // namespace
+
+// What the workers of one read_all share.
+struct PageReader::Reading {
+    std::vector<PageRead> pages;  // by place
+    std::vector<size_t> windows;  // first page of each, then pages.size()
+    Handler handler;
+    size_t next = 0;
+    size_t running = 0;
+    std::optional<Error> error;
+    runtime::Event done;
+};
+
+Result<SegmentId> PageReader::segment_of(format::Place place) const {
+    const SegmentEntry* entry = segments_.find(place.segment_index());
+    if (entry == nullptr || entry->kind != static_cast<uint8_t>(format::SegmentKind::map)) {
+        return fail(Code::corrupt, "a map page is said to be in segment index {}: no map segment",
+                    place.segment_index());
+    }
+    return entry->id;
+}
+
+Task<Result<Buffer>> PageReader::read(format::PageSlot slot) {
+    CO_TRY_ASSIGN(const SegmentId id, segment_of(slot.place));
+    const uint64_t begin = round_down(slot.place.offset_bytes(), kBlockBytes);
+    const uint64_t end = round_up(end_of(slot.place), kBlockBytes);
+    Buffer bytes = Buffer::allocate(end - begin);
+    CO_TRY(co_await store_.read(id, begin, bytes));
+    co_return bytes.slice(slot.place.offset_bytes() - begin, slot.place.length_bytes());
+}
+
+Task<Result<void>> PageReader::read_window(std::shared_ptr<Reading> reading, size_t window) {
+    const size_t first = reading->windows[window];
+    const size_t last = reading->windows[window + 1] - 1;
+    // Places come from disk: they may overlap.
+    uint64_t last_end = 0;
+    for (size_t i = first; i <= last; ++i) {
+        last_end = std::max(last_end, end_of(reading->pages[i].slot.place));
+    }
+    const format::Place front = reading->pages[first].slot.place;
+    CO_TRY_ASSIGN(const SegmentId id, segment_of(front));
+    const uint64_t begin = round_down(front.offset_bytes(), kBlockBytes);
+    const uint64_t end = round_up(last_end, kBlockBytes);
+    Buffer bytes = Buffer::allocate(end - begin);
+    CO_TRY(co_await store_.read(id, begin, bytes));
+    for (size_t i = first; i <= last; ++i) {
+        const PageRead& page = reading->pages[i];
+        const Bytes at = bytes.bytes().subspan(page.slot.place.offset_bytes() - begin,
+                                               page.slot.place.length_bytes());
+        CO_TRY(reading->handler(page, at));
+    }
+    co_return Result<void>{};
+}
+
+Task<void> PageReader::work(std::shared_ptr<Reading> reading) {
+    while (!reading->error && reading->next + 1 < reading->windows.size()) {
+        const size_t window = reading->next++;
+        Result<void> result = co_await read_window(reading, window);
+        if (!result && !reading->error) reading->error = std::move(result).error();
+    }
+    if (--reading->running == 0) reading->done.set();
+}
+
+Task<Result<void>> PageReader::read_all(std::vector<PageRead> pages, Handler handler) {
+    if (pages.empty()) co_return Result<void>{};
+    if (gate_.is_closed()) co_return fail(Code::stopping, "the volume is closing");
+    auto reading = std::make_shared<Reading>();
+    reading->handler = std::move(handler);
+    std::ranges::sort(pages, {}, [](const PageRead& page) {
+        return std::pair(page.slot.place.segment_index(), page.slot.place.offset_units());
+    });
+    uint64_t begin = 0;
+    for (size_t i = 0; i < pages.size(); ++i) {
+        const format::Place place = pages[i].slot.place;
+        const format::Place before = i == 0 ? place : pages[i - 1].slot.place;
+        if (i == 0 || place.segment_index() != before.segment_index() ||
+            place.offset_bytes() > end_of(before) + kGapBytesMax ||
+            end_of(place) > begin + kWindowBytesMax) {
+            reading->windows.push_back(i);
+            begin = place.offset_bytes();
+        }
+    }
+    reading->windows.push_back(pages.size());
+    reading->pages = std::move(pages);
+    reading->running = std::min(kWorkerCount, reading->windows.size() - 1);
+    const size_t spawned = reading->running - 1;
+    for (size_t i = 0; i < spawned; ++i)
+        gate_.spawn(executor_, work(reading));
+    co_await work(reading);
+    co_await reading->done.wait();
+    if (reading->error) co_return fail(std::move(*reading->error));
+    co_return Result<void>{};
+}
+
+}  // namespace peplos::volume

@@ -1,0 +1,172 @@
+#include <bitset>
+
+#include "base/crc32c.h"
+#include "volume/core.h"
+
+namespace peplos::volume {
+
+namespace {
+
+constexpr uint32_t kReadBlocksMax = limits::kIoBytesMax / kBlockBytes + 1;
+
+// Neighbours in the volume that are neighbours in a segment: one read.
+struct Run {
+    SegmentHandle handle;
+    format::Place place;  // of the first block
+    uint32_t first = 0;   // block in the buffer
+    uint32_t count = 0;
+};
+
+// One read of whole blocks, after the places are known.
+struct ReadPlan {
+    Lba first;
+    Buffer into;
+    boost::container::small_vector<Run, 2> runs;
+    boost::container::small_vector<uint32_t, 8> crcs;  // per block, where a run covers it
+    size_t pending = 0;
+    Result<void> outcome;
+    runtime::WaitList done;
+};
+
+// Pins the segment at once: after the next suspension it might be gone.
+bool add_block(VolumeCore& core, ReadPlan& plan, uint32_t block, format::MapEntry entry) {
+    plan.crcs[block] = entry.crc;
+    if (!plan.runs.empty()) {
+        Run& last = plan.runs.back();
+        if (last.first + last.count == block &&
+            last.place.segment_index() == entry.place.segment_index() &&
+            last.place.offset_bytes() + uint64_t{last.count} * kBlockBytes ==
+                entry.place.offset_bytes()) {
+            ++last.count;
+            return true;
+        }
+    }
+    const SegmentHandle* handle = core.segments.find(entry.place.segment_index());
+    if (handle == nullptr) return false;
+    plan.runs.push_back(Run{*handle, entry.place, block, 1});
+    return true;
+}
+
+Task<Result<void>> read_run(VolumeCore& core, ReadPlan& plan, Run& run) {
+    Buffer into = plan.into.slice(run.first * kBlockBytes, run.count * kBlockBytes);
+    auto outcome = co_await run.handle.store->read(run.handle.pin, run.place.offset_bytes(), into);
+    if (!outcome) co_return fail(std::move(outcome).error());
+    for (uint32_t i = 0; i < run.count; ++i) {
+        Bytes block = into.bytes().subspan(size_t{i} * kBlockBytes, kBlockBytes);
+        if (crc32c(block) == plan.crcs[run.first + i]) [[likely]]
+            continue;
+        format::Place place = format::Place::block(
+            run.place.segment_index(), run.place.offset_bytes() + uint64_t{i} * kBlockBytes);
+        Lba lba(plan.first.value + run.first + i);
+        co_return fail(core.corrupt_block(run.handle, place, lba));
+    }
+    co_return Result<void>{};
+}
+
+Task<void> read_run_beside(VolumeCore& core, ReadPlan& plan, Run& run) {
+    auto outcome = co_await read_run(core, plan, run);
+    if (!outcome && plan.outcome) plan.outcome = std::move(outcome);
+    if (--plan.pending == 0) plan.done.wake_all();
+}
+
+Task<Result<void>> read_runs(VolumeCore& core, ReadPlan& plan) {
+    if (plan.runs.size() == 1) co_return co_await read_run(core, plan, plan.runs.front());
+    plan.pending = plan.runs.size() - 1;
+    for (size_t i = 1; i < plan.runs.size(); ++i) {
+        runtime::spawn(core.resources.env.executor, read_run_beside(core, plan, plan.runs[i]));
+    }
+    auto outcome = co_await read_run(core, plan, plan.runs.front());
+    while (plan.pending != 0)
+        co_await plan.done.wait();
+    if (!outcome) co_return outcome;
+    co_return std::move(plan.outcome);
+}
+
+}  // namespace
+
+Error VolumeCore::corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba) {
+    ++counters.corrupt_blocks;
+    Error error(Code::corrupt,
+                fmt::format("volume {} block {}: segment {}, {} bytes in, does not match its "
+                            "checksum; restore the block from a copy or a backup",
+                            params.id, lba, handle.id(), place.offset_bytes()));
+    LOG_ERROR("corrupt block volume={} lba={} segment={} unit={} offset={}", params.id, lba,
+              handle.id(), handle.pin.info().first_unit, place.offset_bytes());
+    return error;
+}
+
+Task<Result<void>> VolumeCore::read_blocks(Lba first, Buffer into) {
+    auto block_count = static_cast<uint32_t>(into.size() / kBlockBytes);
+    CHECK(block_count <= kReadBlocksMax);
+    ReadPlan plan{.first = first, .into = into};
+    plan.crcs.resize(block_count);
+    std::bitset<kReadBlocksMax> missing;
+    uint32_t low = block_count, high = 0;
+    bool found_all = true;
+    for (uint32_t i = 0; i < block_count; ++i) {
+        Overlay::Found found = overlay.find(first.value + i);
+        std::byte* out = into.data() + size_t{i} * kBlockBytes;
+        if (found.kind == Overlay::Kind::zero) {
+            std::memset(out, 0, kBlockBytes);
+        } else if (found.kind == Overlay::Kind::miss) {
+            missing.set(i);
+            low = std::min(low, i);
+            high = i;
+        } else if (!found.entry->is_reference()) {
+            std::memcpy(out, found.entry->data.data(), kBlockBytes);
+        } else {
+            found_all &= add_block(*this, plan, i, {found.entry->place, found.entry->crc, 0});
+        }
+    }
+    if (low < block_count) {
+        boost::container::small_vector<MapEntry, 4> entries(high - low + 1);
+        Lba start(first.value + low);
+        if (!map->lookup_cached(start, entries)) CO_TRY(co_await map->lookup(start, entries));
+        for (uint32_t i = low; i <= high; ++i) {
+            if (!missing.test(i)) continue;
+            if (entries[i - low]) {
+                found_all &= add_block(*this, plan, i, entries[i - low]);
+            } else {
+                std::memset(into.data() + size_t{i} * kBlockBytes, 0, kBlockBytes);
+            }
+        }
+    }
+    if (!found_all) {
+        co_return fail(Code::corrupt,
+                       "volume {}: the map names a segment that no device has, "
+                       "near block {}",
+                       params.id, first);
+    }
+    if (plan.runs.empty()) co_return Result<void>{};
+    co_return co_await read_runs(*this, plan);
+}
+
+Task<Result<void>> VolumeCore::read(uint64_t offset, Buffer into) {
+    auto pass = gate.enter();
+    if (!pass) co_return fail(std::move(pass).error());
+    CO_TRY(check_access(offset, into.size()));
+    if (running >= limits::kVolumeIoCountMax) {
+        co_await enter_slot();
+    } else {
+        ++running;
+    }
+    Time start = resources.env.clock.now();
+    Result<void> outcome;
+    if (offset % kBlockBytes == 0 && into.size() % kBlockBytes == 0 &&
+        reinterpret_cast<uintptr_t>(into.data()) % kBlockBytes == 0) {
+        outcome = co_await read_blocks(Lba(offset / kBlockBytes), into);
+    } else {
+        uint64_t first = round_down(offset, kBlockBytes);
+        Buffer whole = Buffer::allocate(round_up(offset + into.size(), kBlockBytes) - first);
+        outcome = co_await read_blocks(Lba(first / kBlockBytes), whole);
+        if (outcome) std::memcpy(into.data(), whole.data() + (offset - first), into.size());
+    }
+    ++counters.read.count;
+    counters.read.bytes += into.size();
+    counters.read.latency.add(resources.env.clock.now() - start);
+    if (!outcome) ++counters.read.errors;
+    leave_slot();
+    co_return outcome;
+}
+
+}  // namespace peplos::volume

@@ -1,0 +1,254 @@
+#include <algorithm>
+
+#include "volume/core.h"
+
+namespace peplos::volume {
+
+using format::Record;
+using format::RecordType;
+
+namespace {
+
+class Replay final : public replica::RecordVisitor {
+  public:
+    explicit Replay(VolumeCore& core) : core_(core) {}
+    Task<Result<void>> on_record(Record record) override {
+        return core_.replay_record(std::move(record));
+    }
+
+  private:
+    VolumeCore& core_;
+};
+
+RootRef root_ref_of(const format::RootBody& body) {
+    RootRef ref;
+    ref.segment = body.page_segment;
+    ref.segment_index = body.page_segment_index;
+    ref.offset_units = static_cast<uint32_t>(body.page_offset / format::kPlaceUnitBytes);
+    ref.bytes = body.page_bytes;
+    ref.crc = body.page_crc;
+    ref.sequence = body.page_sequence;
+    return ref;
+}
+
+}  // namespace
+
+Task<Result<void>> VolumeCore::replay() {
+    const replica::LogTail& tail = log->tail();
+    if (tail.root.has_value() && tail.root->page_segment) {
+        CO_TRY(co_await map->load(root_ref_of(*tail.root)));
+        drained_lsn = tail.root->drained_lsn;
+        meta_lsn = tail.root->meta_lsn;
+    }
+    CO_TRY(co_await attach_segments());
+    Replay visitor(*this);
+    CO_TRY(co_await log->replay(visitor));
+    drained_lsn = std::max(drained_lsn, tail.drained_lsn);
+    applied_lsn = tail.last_lsn;
+    charged_bytes = needed_bytes();
+    resources.overlay.take_regardless(charged_bytes);
+    promised_units = needed_units(overlay.reference_blocks());
+    resources.space.promise_regardless(promised_units);
+    if (overlay.reference_blocks() == 0) settle_open_segments();
+    co_return Result<void>{};
+}
+
+// Pins what the root's table lists. A segment that is gone was deleted after the root: then nothing
+// of it is alive once the replay is done; a read that meets it anyway says corrupt.
+Task<Result<void>> VolumeCore::attach_segments() {
+    const SegmentTable& table = map->segments();
+    for (uint32_t index = 0; index < table.index_end(); ++index) {
+        const SegmentEntry* entry = table.find(index);
+        if (entry == nullptr) continue;
+        if (entry->state == SegmentState::open) unsealed_at_open.push_back(index);
+        if (SegmentHandle handle = segments.locate(entry->id)) {
+            segments.put(index, std::move(handle));
+        }
+        if (index % 4096 == 4095) co_await runtime::yield();
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> VolumeCore::replay_record(Record record) {
+    const replica::LogTail& tail = log->tail();
+    if (format::is_data(record.type)) {
+        if (record.lsn <= tail.drained_lsn) co_return Result<void>{};
+        if (record.block_count > map->block_count() ||
+            record.lba.value > map->block_count() - record.block_count) {
+            co_return fail(Code::corrupt, "volume {} LSN {}: a record for blocks {} to {} of {}",
+                           params.id, record.lsn, record.lba, record.lba.value + record.block_count,
+                           map->block_count());
+        }
+        if (record.type == RecordType::write) co_return replay_write(record);
+        if (record.type == RecordType::write_ref) co_return replay_write_ref(record);
+        if (record.type == RecordType::zero) {
+            overlay.put_zero(record.lba.value, record.block_count);
+        }
+        co_return Result<void>{};
+    }
+    if (!format::is_meta(record.type) || record.lsn <= tail.meta_lsn) co_return Result<void>{};
+    ++replay_records;
+    if (auto* seal = std::get_if<format::SealBody>(&record.body)) {
+        co_return co_await replay_seal(record.lsn, *seal);
+    }
+    if (auto* relocate = std::get_if<format::RelocateBody>(&record.body)) {
+        co_return co_await replay_relocate(record.lsn, *relocate);
+    }
+    if (auto* resize = std::get_if<format::ResizeBody>(&record.body)) {
+        if (resize->size_blocks >= map->block_count() &&
+            resize->size_blocks <= limits::kVolumeBytesMax / kBlockBytes) {
+            map->grow(record.lsn, resize->size_blocks);
+        }
+    }
+    if (auto* intent = std::get_if<format::DeleteIntentBody>(&record.body)) {
+        deleted_in_replay.insert(deleted_in_replay.end(), intent->segments.begin(),
+                                 intent->segments.end());
+    }
+    meta_lsn = record.lsn;
+    co_return Result<void>{};
+}
+
+Result<void> VolumeCore::replay_write(Record& record) {
+    if (record.payload.size() != 1 || record.payload[0].size() != record.payload_bytes() ||
+        record.crcs.size() != record.block_count) {
+        return fail(Code::corrupt, "volume {} LSN {}: a write of {} blocks with another payload",
+                    params.id, record.lsn, record.block_count);
+    }
+    for (uint64_t i = 0; i < record.block_count; ++i) {
+        overlay.put(record.lba.value + i,
+                    OverlayEntry{.data = record.payload[0].slice(i * kBlockBytes, kBlockBytes),
+                                 .place = {},
+                                 .lsn = record.lsn,
+                                 .crc = record.crcs[i]});
+    }
+    return {};
+}
+
+Result<void> VolumeCore::replay_write_ref(const Record& record) {
+    auto* body = std::get_if<format::WriteRefBody>(&record.body);
+    if (body == nullptr) {
+        return fail(Code::corrupt, "volume {} LSN {}: a reference without a place", params.id,
+                    record.lsn);
+    }
+    if (segments.find(body->segment_index) == nullptr ||
+        segments.find(body->segment_index)->id() != body->segment) {
+        SegmentHandle handle = segments.locate(body->segment);
+        uint64_t end = (uint64_t{body->block_offset} + record.block_count) * kBlockBytes;
+        if (!handle || end > handle.bytes()) {
+            return fail(Code::corrupt,
+                        "volume {} LSN {}: segment {} that holds the data of an "
+                        "acknowledged write is on none of this node's devices",
+                        params.id, record.lsn, body->segment);
+        }
+        SegmentEntry entry;
+        entry.id = body->segment;
+        entry.kind = static_cast<uint8_t>(format::SegmentKind::large);
+        entry.state = SegmentState::open;
+        entry.sealed_lsn = record.lsn;
+        TRY(map->segments().add(body->segment_index, entry));
+        unsealed_at_open.push_back(body->segment_index);
+        segments.put(body->segment_index, std::move(handle));
+    }
+    for (uint64_t i = 0; i < record.block_count; ++i) {
+        overlay.put(record.lba.value + i,
+                    OverlayEntry{.data = {},
+                                 .place = format::Place::block(
+                                     body->segment_index, (body->block_offset + i) * kBlockBytes),
+                                 .lsn = record.lsn,
+                                 .crc = record.crcs[i]});
+    }
+    return {};
+}
+
+Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment(
+    Lsn lsn, const format::SealedSegment& sealed) {
+    SegmentHandle handle = segments.locate(sealed.id);
+    if (!handle) {
+        co_return fail(Code::corrupt,
+                       "volume {} LSN {}: segment {} with acknowledged data is on "
+                       "none of this node's devices",
+                       params.id, lsn, sealed.id);
+    }
+    auto index = co_await read_index(handle);
+    if (!index) co_return fail(std::move(index).error());
+    if (index->entries.size() != sealed.block_count) {
+        co_return fail(Code::corrupt, "volume {} LSN {}: segment {} holds {} blocks, not {}",
+                       params.id, lsn, sealed.id, index->entries.size(), sealed.block_count);
+    }
+    CO_TRY(map->segments().add(sealed.index, entry_of(index->footer, sealed.block_count, lsn)));
+    replay_bytes += index->footer.bytes();
+    segments.put(sealed.index, std::move(handle));
+    co_return std::move(index->entries);
+}
+
+Task<Result<void>> VolumeCore::replay_seal(Lsn lsn, const format::SealBody& body) {
+    std::vector<MapUpdate> updates;
+    for (const format::SealedSegment& sealed : body.segments) {
+        auto entries = co_await replay_segment(lsn, sealed);
+        if (!entries) co_return fail(std::move(entries).error());
+        for (const format::SegmentIndexEntry& item : *entries) {
+            updates.push_back({item.lba, item.map_entry(sealed.index)});
+        }
+    }
+    std::ranges::sort(updates, {}, &MapUpdate::lba);
+    std::vector<ZeroExtent> zeros;
+    for (const format::ZeroExtent& zero : body.zeros) {
+        zeros.push_back({zero.lba, zero.block_count});
+    }
+    co_return co_await apply_change(lsn, zeros, updates, {});
+}
+
+Task<Result<void>> VolumeCore::replay_relocate(Lsn lsn, const format::RelocateBody& body) {
+    std::vector<Relocation> relocations;
+    for (const format::SealedSegment& sealed : body.segments) {
+        auto entries = co_await replay_segment(lsn, sealed);
+        if (!entries) co_return fail(std::move(entries).error());
+        for (const format::SegmentIndexEntry& item : *entries) {
+            relocations.push_back({item.lba, item.old_place, item.map_entry(sealed.index)});
+        }
+    }
+    std::ranges::sort(relocations, {}, &Relocation::lba);
+    co_return co_await apply_change(lsn, {}, {}, relocations);
+}
+
+// Segments of earlier epochs that were never sealed: once nothing undrained refers to them they
+// hold nothing, and so are dead.
+void VolumeCore::settle_open_segments() {
+    SegmentTable& table = map->segments();
+    for (uint32_t index : unsealed_at_open) {
+        const SegmentEntry* entry = table.find(index);
+        if (entry != nullptr && entry->state == SegmentState::open) table.seal(index, 0);
+    }
+    unsealed_at_open.clear();
+}
+
+std::vector<SegmentId> VolumeCore::find_leftovers() const {
+    boost::unordered_flat_map<SegmentId, bool, std::hash<SegmentId>> known;
+    const SegmentTable& table = map->segments();
+    for (uint32_t index = 0; index < table.index_end(); ++index) {
+        if (const SegmentEntry* entry = table.find(index)) known.emplace(entry->id, true);
+    }
+    for (const SegmentId& id : deleted_in_replay)
+        known.erase(id);
+    std::vector<SegmentId> out;
+    for (media::SegmentStore* store : resources.space.stores()) {
+        for (const media::SegmentInfo& info : store->list(params.id)) {
+            if (!known.contains(info.id)) out.push_back(info.id);
+        }
+    }
+    return out;
+}
+
+Task<void> VolumeCore::remove_leftovers(std::vector<SegmentId> ids) {
+    for (const SegmentId& id : ids) {
+        if (fault.has_value() || stopping) co_return;
+        auto removed = co_await segments.remove(id);
+        if (!removed) {
+            LOG_WARN("a leftover segment cannot be removed now segment={} why={}", id,
+                     removed.error().text());
+            co_return;
+        }
+    }
+}
+
+}  // namespace peplos::volume

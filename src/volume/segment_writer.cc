@@ -1,0 +1,127 @@
+#include "volume/segment_writer.h"
+
+#include <algorithm>
+
+namespace peplos::volume {
+
+using format::SegmentIndexEntry;
+using runtime::Durability;
+using runtime::Task;
+
+namespace {
+
+// Buffers per gathered write: 1 MiB, so that foreground I/O gets in between.
+constexpr size_t kBlocksPerWrite = 256;
+
+}  // namespace
+
+RunChoice choose_run(uint64_t block_count, uint64_t run_bytes_max) {
+    uint64_t run = limits::kSegmentBytesMin;
+    // The next size up as long as its upper half would be at least half used.
+    while (run * 2 <= run_bytes_max &&
+           block_count >=
+               format::segment_block_count_max(run) + format::segment_block_count_max(run) / 2) {
+        run *= 2;
+    }
+    uint64_t most = format::segment_block_count_max(run);
+    return {run, static_cast<uint32_t>(std::min(block_count, most))};
+}
+
+Task<Result<WrittenSegment>> write_segment(SegmentSet& set, format::SegmentKind kind,
+                                           uint8_t lifetime_class,
+                                           std::span<const SegmentBlock> blocks, uint64_t run_bytes,
+                                           media::Purpose purpose) {
+    CHECK(!blocks.empty() && blocks.size() <= format::segment_block_count_max(run_bytes));
+    auto created = co_await set.create(kind, lifetime_class, run_bytes, purpose);
+    if (!created) co_return fail(std::move(created).error());
+    SegmentHandle handle = std::move(*created);
+
+    std::vector<SegmentIndexEntry> entries(blocks.size());
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        SegmentIndexEntry& entry = entries[i];
+        entry.lba = blocks[i].lba;
+        entry.lsn = blocks[i].lsn;
+        entry.old_place = blocks[i].old_place;
+        entry.offset_units =
+            static_cast<uint32_t>(format::segment_block_offset(i) / format::kPlaceUnitBytes);
+        entry.crc = blocks[i].crc;
+    }
+    for (size_t i = 0; i < blocks.size(); i += kBlocksPerWrite) {
+        size_t end = std::min(i + kBlocksPerWrite, blocks.size());
+        std::vector<Buffer> from;
+        from.reserve(end - i);
+        for (size_t j = i; j < end; ++j) {
+            CHECK(blocks[j].data.size() == kBlockBytes);
+            from.push_back(blocks[j].data);
+        }
+        auto written = co_await handle.store->write_vector(
+            handle.pin, format::segment_block_offset(i), std::move(from), Durability::volatile_);
+        if (!written) co_return fail(std::move(written).error());
+    }
+    co_return co_await write_index(set, std::move(handle), kind, lifetime_class, entries,
+                                   static_cast<uint32_t>(blocks.size()));
+}
+
+Task<Result<WrittenSegment>> write_index(SegmentSet& set, SegmentHandle handle,
+                                         format::SegmentKind kind, uint8_t lifetime_class,
+                                         std::span<const SegmentIndexEntry> entries,
+                                         uint32_t block_end) {
+    CHECK(!entries.empty());
+    WrittenSegment out;
+    out.footer.header = set.header_of(handle.id(), kind, lifetime_class);
+    out.footer.entry_count = static_cast<uint32_t>(entries.size());
+    out.footer.data_bytes = uint64_t{block_end} * kBlockBytes;
+    auto [low, high] = std::ranges::minmax_element(entries, {}, &SegmentIndexEntry::lsn);
+    out.footer.lsn_min = low->lsn;
+    out.footer.lsn_max = high->lsn;
+    Buffer index = Buffer::allocate(out.footer.index_bytes());
+    out.footer.index_crc = format::encode_segment_index(entries, index.bytes());
+    CHECK(out.footer.bytes() <= handle.bytes());
+    std::vector<Buffer> from{std::move(index)};
+    auto written = co_await handle.store->write_vector(handle.pin, out.footer.index_offset(),
+                                                       std::move(from), Durability::volatile_);
+    if (!written) co_return fail(std::move(written).error());
+    out.written_bytes = out.footer.bytes();
+    out.handle = std::move(handle);
+    co_return out;
+}
+
+Task<Result<void>> seal_segment(WrittenSegment& segment) {
+    Buffer footer = Buffer::allocate(kBlockBytes);
+    format::encode_segment_footer(segment.footer, footer.bytes());
+    std::vector<Buffer> from{std::move(footer)};
+    SegmentHandle handle = segment.handle;
+    CO_TRY(co_await handle.store->write_vector(handle.pin, format::kSegmentFooterOffset,
+                                               std::move(from), Durability::durable));
+    if (format::segment_run_bytes(segment.footer.bytes()) < handle.bytes()) {
+        CO_TRY(co_await handle.store->shrink(handle.pin, segment.footer.bytes()));
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<SealedIndex>> read_index(SegmentHandle handle) {
+    Buffer front = Buffer::allocate(format::kSegmentDataOffset);
+    auto read = co_await handle.store->read(handle.pin, 0, front);
+    if (!read) co_return fail(std::move(read).error());
+    auto decoded = format::decode_segment_front(front.bytes(), handle.id());
+    if (!decoded) co_return fail(std::move(decoded).error());
+    if (!decoded->has_value()) {
+        co_return fail(Code::corrupt, "segment {} was sealed, and its footer is gone", handle.id());
+    }
+    SealedIndex out;
+    out.footer = **decoded;
+    if (out.footer.entry_count == 0) co_return out;
+    if (out.footer.bytes() > handle.bytes()) {
+        co_return fail(Code::corrupt, "segment {} claims {} bytes in a run of {}", handle.id(),
+                       out.footer.bytes(), handle.bytes());
+    }
+    Buffer index = Buffer::allocate(out.footer.index_bytes());
+    read = co_await handle.store->read(handle.pin, out.footer.index_offset(), index);
+    if (!read) co_return fail(std::move(read).error());
+    auto entries = format::decode_segment_index(out.footer, index.bytes());
+    if (!entries) co_return fail(std::move(entries).error());
+    out.entries = std::move(*entries);
+    co_return out;
+}
+
+}  // namespace peplos::volume

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "volume/segment_set.h"
+
+namespace peplos::volume {
+
+// One block on its way into a segment.
+struct SegmentBlock {
+    Lba lba;
+    Lsn lsn;
+    Buffer data;
+    uint32_t crc = 0;
+    format::Place old_place;  // relocated segments only
+};
+
+// A segment whose data and index are written; sealed once its footer is durable.
+struct WrittenSegment {
+    SegmentHandle handle;
+    format::SegmentFooter footer;
+    uint64_t written_bytes = 0;
+};
+
+// The run that holds the most of `block_count` blocks without waste: full when there are enough
+// blocks, else the smallest run that is well used. How many blocks go in is in `blocks`.
+struct RunChoice {
+    uint64_t bytes = 0;
+    uint32_t blocks = 0;
+};
+RunChoice choose_run(uint64_t block_count, uint64_t run_bytes_max);
+// Units that `block_count` blocks take when they are cut by choose_run(), at most.
+constexpr uint64_t units_for_blocks(uint64_t block_count) {
+    return div_up(block_count, format::segment_block_count_max(limits::kSegmentUnitBytes));
+}
+
+// Creates a segment of `run_bytes` and writes the blocks (ascending by LBA) and the index into it.
+// Not durable yet: sync, then seal_segment().
+// Errors: no_space (nothing was created), io_error.
+runtime::Task<Result<WrittenSegment>> write_segment(SegmentSet& set, format::SegmentKind kind,
+                                                    uint8_t lifetime_class,
+                                                    std::span<const SegmentBlock> blocks,
+                                                    uint64_t run_bytes, media::Purpose purpose);
+// For a segment whose blocks are in place already: writes the index behind `block_end` blocks.
+// Entries strictly ascend by (LBA, LSN); at least one.
+runtime::Task<Result<WrittenSegment>> write_index(
+    SegmentSet& set, SegmentHandle handle, format::SegmentKind kind, uint8_t lifetime_class,
+    std::span<const format::SegmentIndexEntry> entries, uint32_t block_end);
+// Writes the footer durably. Requires: data and index are durable. Gives back unused units.
+runtime::Task<Result<void>> seal_segment(WrittenSegment& segment);
+
+// The seal of a segment and its index, read back and verified.
+// Errors: corrupt (named; also when it was never sealed), io_error, unsupported.
+struct SealedIndex {
+    format::SegmentFooter footer;
+    std::vector<format::SegmentIndexEntry> entries;
+};
+runtime::Task<Result<SealedIndex>> read_index(SegmentHandle handle);
+
+}  // namespace peplos::volume

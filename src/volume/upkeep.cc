@@ -1,0 +1,343 @@
+#include <algorithm>
+
+#include "base/crc32c.h"
+#include "volume/core.h"
+
+namespace peplos::volume {
+
+using format::Record;
+using format::RecordType;
+using format::SegmentKind;
+
+namespace {
+
+constexpr size_t kDeleteBatch = 4096;
+// Blocks of one scrub or relocation read.
+constexpr uint32_t kReadBlocks = 64;
+
+format::RootBody root_body_of(const RootRef& ref, Lsn drained_lsn, Lsn meta_lsn,
+                              uint64_t size_blocks) {
+    format::RootBody body;
+    body.drained_lsn = drained_lsn;
+    body.meta_lsn = meta_lsn;
+    body.page_segment = ref.segment;
+    body.page_segment_index = ref.segment_index;
+    body.page_offset = uint64_t{ref.offset_units} * format::kPlaceUnitBytes;
+    body.page_bytes = ref.bytes;
+    body.page_crc = ref.crc;
+    body.page_sequence = ref.sequence;
+    body.size_blocks = size_blocks;
+    return body;
+}
+
+}  // namespace
+
+// ---- checkpoint ----
+
+Task<Result<void>> VolumeCore::checkpoint() {
+    auto guard = co_await upkeep.lock();
+    CO_TRY(healthy());
+    if (meta_lsn == map->durable_meta_lsn() && map->durable_root().has_value()) {
+        co_return co_await remove_dead_locked();
+    }
+    Lsn cut_drained, cut_meta;
+    uint64_t cut_bytes, cut_records, size_blocks;
+    {
+        auto no_change = co_await meta.lock();
+        cut_drained = drained_lsn;
+        cut_meta = meta_lsn;
+        cut_bytes = replay_bytes;
+        cut_records = replay_records;
+        size_blocks = map->block_count();
+        CO_TRY(map->begin_checkpoint(cut_drained, cut_meta));
+    }
+    uint64_t bytes_before = pages.appended_bytes();
+    auto root = co_await map->write_checkpoint();
+    if (!root) {
+        if (root.error().code() == Code::io_error) fail_for_good(root.error());
+        co_return fail(std::move(root).error());
+    }
+    {
+        auto no_change = co_await meta.lock();
+        Record record = make_record(RecordType::root, Lba(0), 0);
+        record.body = root_body_of(*root, cut_drained, cut_meta, size_blocks);
+        auto appended = co_await append_meta(std::move(record));
+        if (!appended) {
+            // Whether the root is durable is not known: only a new open can tell.
+            fail_for_good(appended.error());
+            co_return fail(std::move(appended).error());
+        }
+        map->commit_checkpoint();
+        replay_bytes -= cut_bytes;
+        replay_records -= std::min(replay_records, cut_records + 1);
+    }
+    ++counters.checkpoints;
+    counters.checkpoint_bytes += pages.appended_bytes() - bytes_before;
+    log->trim(drained_lsn, map->durable_meta_lsn());
+    co_return co_await remove_dead_locked();
+}
+
+// ---- removal ----
+
+Task<Result<void>> VolumeCore::remove_dead() {
+    auto guard = co_await upkeep.lock();
+    CO_TRY(healthy());
+    co_return co_await remove_dead_locked();
+}
+
+Task<Result<void>> VolumeCore::remove_dead_locked() {
+    std::vector<DeadSegment> dead = map->segments().take_deletable();
+    for (size_t first = 0; first < dead.size(); first += kDeleteBatch) {
+        size_t end = std::min(first + kDeleteBatch, dead.size());
+        Record record = make_record(RecordType::delete_intent, Lba(0), 0);
+        format::DeleteIntentBody body;
+        for (size_t i = first; i < end; ++i)
+            body.segments.push_back(dead[i].id);
+        record.body = std::move(body);
+        {
+            auto no_change = co_await meta.lock();
+            CO_TRY_ASSIGN(Lsn lsn, co_await append_meta(std::move(record)));
+            meta_lsn = std::max(meta_lsn, lsn);
+        }
+        for (size_t i = first; i < end; ++i) {
+            // Readers that pinned it keep its units until they are done.
+            segments.forget(dead[i].index);
+            auto removed = co_await segments.remove(dead[i].id);
+            if (removed) continue;
+            fail_for_good(removed.error());
+            co_return removed;
+        }
+    }
+    co_return Result<void>{};
+}
+
+// ---- relocation ----
+
+// Moves the live blocks of some segments into new ones.
+class Mover {
+  public:
+    Mover(VolumeCore& core, uint8_t lifetime_class)
+        : core_(core), lifetime_class_(lifetime_class) {}
+    Task<Result<void>> run(std::vector<uint32_t> indexes);
+
+  private:
+    struct Output {
+        WrittenSegment segment;
+        uint32_t index = 0;
+    };
+    Task<Result<void>> collect(uint32_t index);
+    Task<Result<void>> load(uint32_t index, const SegmentHandle& handle,
+                            std::vector<SegmentBlock> live);
+    Task<Result<void>> write();
+    Task<Result<void>> publish();
+    Task<void> undo();
+
+    VolumeCore& core_;
+    const uint8_t lifetime_class_;
+    std::vector<SegmentBlock> blocks_;
+    std::vector<Output> outputs_;
+    std::vector<Relocation> relocations_;
+    std::optional<Error> damage_;  // a block that could not be read; the others are moved
+};
+
+Task<Result<void>> Mover::collect(uint32_t index) {
+    const SegmentEntry* entry = core_.map->segments().find(index);
+    const SegmentHandle* found = core_.segments.find(index);
+    if (entry == nullptr || found == nullptr || entry->state != SegmentState::sealed ||
+        entry->live_count == 0 || entry->kind == static_cast<uint8_t>(SegmentKind::map)) {
+        co_return Result<void>{};
+    }
+    SegmentHandle handle = *found;
+    auto sealed = co_await read_index(handle);
+    if (!sealed) co_return fail(std::move(sealed).error());
+    std::vector<SegmentBlock> live;
+    for (const format::SegmentIndexEntry& item : sealed->entries) {
+        if (item.lba.value >= core_.map->block_count()) continue;
+        MapEntry now;
+        std::span<MapEntry> out(&now, 1);
+        if (!core_.map->lookup_cached(item.lba, out)) {
+            CO_TRY(co_await core_.map->lookup(item.lba, out));
+        }
+        MapEntry here = item.map_entry(index);
+        if (now.place != here.place) continue;
+        live.push_back({item.lba, item.lsn, {}, here.crc, here.place});
+    }
+    co_return co_await load(index, handle, std::move(live));
+}
+
+Task<Result<void>> Mover::load(uint32_t index, const SegmentHandle& handle,
+                               std::vector<SegmentBlock> live) {
+    for (size_t first = 0; first < live.size();) {
+        size_t end = first + 1;
+        while (end < live.size() && end - first < kReadBlocks &&
+               live[end].old_place.offset_bytes() ==
+                   live[end - 1].old_place.offset_bytes() + kBlockBytes) {
+            ++end;
+        }
+        Buffer data = Buffer::allocate((end - first) * kBlockBytes);
+        auto read =
+            co_await handle.store->read(handle.pin, live[first].old_place.offset_bytes(), data);
+        if (!read) co_return read;
+        for (size_t i = first; i < end; ++i) {
+            live[i].data = data.slice((i - first) * kBlockBytes, kBlockBytes);
+            if (crc32c(live[i].data.bytes()) == live[i].crc) {
+                blocks_.push_back(std::move(live[i]));
+            } else {
+                damage_ = core_.corrupt_block(handle, live[i].old_place, live[i].lba);
+            }
+        }
+        first = end;
+    }
+    (void)index;
+    co_return Result<void>{};
+}
+
+Task<Result<void>> Mover::write() {
+    std::ranges::sort(blocks_, {}, &SegmentBlock::lba);
+    for (size_t first = 0; first < blocks_.size();) {
+        RunChoice run = choose_run(blocks_.size() - first, limits::kSegmentBytesMax);
+        while (run.bytes > limits::kSegmentBytesMin &&
+               !core_.segments.has_room(run.bytes, media::Purpose::maintenance)) {
+            uint64_t half = run.bytes / 2;
+            run = choose_run(std::min<uint64_t>(run.blocks, format::segment_block_count_max(half)),
+                             half);
+        }
+        std::span<const SegmentBlock> part(blocks_.data() + first, run.blocks);
+        auto written =
+            co_await write_segment(core_.segments, SegmentKind::relocated, lifetime_class_, part,
+                                   run.bytes, media::Purpose::maintenance);
+        if (!written) co_return fail(std::move(written).error());
+        Output output;
+        output.segment = std::move(*written);
+        CO_TRY_ASSIGN(output.index, core_.map->segments().reserve());
+        for (size_t i = 0; i < run.blocks; ++i) {
+            relocations_.push_back(
+                {part[i].lba,
+                 part[i].old_place,
+                 {format::Place::block(output.index, format::segment_block_offset(i)), part[i].crc,
+                  0}});
+        }
+        outputs_.push_back(std::move(output));
+        first += run.blocks;
+    }
+    CO_TRY(co_await core_.segments.sync_all());
+    for (Output& output : outputs_)
+        CO_TRY(co_await seal_segment(output.segment));
+    co_return Result<void>{};
+}
+
+Task<Result<void>> Mover::publish() {
+    auto guard = co_await core_.meta.lock();
+    Record record = core_.make_record(RecordType::relocate, Lba(0), 0);
+    format::RelocateBody body;
+    for (const Output& output : outputs_) {
+        body.segments.push_back({.id = output.segment.handle.id(),
+                                 .index = output.index,
+                                 .group = GroupId{},
+                                 .block_count = output.segment.footer.entry_count,
+                                 .segment_class = lifetime_class_});
+    }
+    record.body = std::move(body);
+    CO_TRY_ASSIGN(Lsn lsn, co_await core_.append_meta(std::move(record)));
+    for (Output& output : outputs_) {
+        core_.segments.put(output.index, output.segment.handle);
+        CO_TRY(core_.map->segments().add(output.index, entry_of(output.segment, lsn)));
+        core_.replay_bytes += output.segment.written_bytes;
+        core_.counters.relocated_bytes += output.segment.written_bytes;
+    }
+    co_return co_await core_.apply_change(lsn, {}, {}, relocations_);
+}
+
+Task<void> Mover::undo() {
+    for (Output& output : outputs_) {
+        auto removed = co_await core_.segments.remove(output.segment.handle.id());
+        if (!removed)
+            LOG_WARN("a segment of a failed relocation stays until the next open: {}",
+                     removed.error().text());
+        core_.map->segments().release(output.index);
+    }
+    outputs_.clear();
+}
+
+Task<Result<void>> Mover::run(std::vector<uint32_t> indexes) {
+    for (uint32_t index : indexes)
+        CO_TRY(co_await collect(index));
+    if (!blocks_.empty()) {
+        Result<void> outcome = co_await write();
+        if (!outcome) {
+            co_await undo();
+            co_return outcome;
+        }
+        outcome = co_await publish();
+        if (!outcome) {
+            core_.fail_for_good(outcome.error());
+            co_return outcome;
+        }
+    }
+    if (damage_.has_value()) co_return fail(*damage_);
+    co_return Result<void>{};
+}
+
+Task<Result<void>> VolumeCore::relocate(std::vector<uint32_t> indexes, uint8_t lifetime_class) {
+    // No checkpoint and no removal meanwhile: an index that is looked at stays what it is.
+    auto guard = co_await upkeep.lock();
+    CO_TRY(healthy());
+    Mover mover(*this, lifetime_class);
+    co_return co_await mover.run(std::move(indexes));
+}
+
+// ---- scrub ----
+
+Task<Result<ScrubResult>> VolumeCore::scrub(uint32_t index) {
+    ScrubResult out;
+    const SegmentHandle* found = segments.find(index);
+    const SegmentEntry* entry = map->segments().find(index);
+    if (found == nullptr || entry == nullptr || entry->state != SegmentState::sealed) {
+        co_return out;
+    }
+    SegmentHandle handle = *found;
+    auto problem = [&](uint64_t offset, std::string_view what) {
+        out.problems.push_back(fmt::format("volume {} segment {} (unit {}) offset {}: {}",
+                                           params.id, handle.id(), handle.pin.info().first_unit,
+                                           offset, what));
+    };
+    auto sealed = co_await read_index(handle);
+    if (!sealed) {
+        problem(0, sealed.error().message());
+        co_return out;
+    }
+    const format::SegmentFooter& footer = sealed->footer;
+    if (footer.header.volume != params.id || footer.header.lineage != params.lineage) {
+        problem(0, "belongs to another volume");
+    }
+    out.bytes_checked += format::kSegmentDataOffset + footer.index_bytes();
+    for (const format::SegmentIndexEntry& item : sealed->entries) {
+        uint64_t offset = uint64_t{item.offset_units} * format::kPlaceUnitBytes;
+        Buffer block = Buffer::allocate(kBlockBytes);
+        auto read = co_await handle.store->read(handle.pin, offset, block);
+        if (!read) {
+            problem(offset, read.error().message());
+        } else if (crc32c(block.bytes()) != item.crc) {
+            problem(offset, fmt::format("block {} does not match its checksum", item.lba));
+        }
+        out.bytes_checked += kBlockBytes;
+    }
+    co_return out;
+}
+
+Task<Result<std::string>> VolumeCore::dump_map() {
+    std::string out;
+    uint64_t end = map->block_count();
+    std::vector<MapEntry> entries(limits::kLeafBlocks);
+    for (uint64_t first = 0; first < end; first += entries.size()) {
+        std::span<MapEntry> part(entries.data(), std::min<uint64_t>(entries.size(), end - first));
+        CO_TRY(co_await map->lookup(Lba(first), part));
+        for (size_t i = 0; i < part.size(); ++i) {
+            if (!part[i]) continue;
+            out += fmt::format("{} {:x} {:08x}\n", first + i, part[i].place.bits, part[i].crc);
+        }
+    }
+    co_return out;
+}
+
+}  // namespace peplos::volume

@@ -1,0 +1,338 @@
+#include "volume/volume.h"
+
+#include "volume/core.h"
+
+namespace peplos::volume {
+
+namespace {
+
+constexpr uint64_t kReplayBytesAlone = 2 * kGiB;
+
+Result<void> check_params(const VolumeParams& params) {
+    if (params.size_bytes % kBlockBytes != 0 || params.size_bytes < limits::kVolumeBytesMin ||
+        params.size_bytes > limits::kVolumeBytesMax) {
+        return fail(
+            Code::invalid_argument, "a volume has {} to {} bytes in multiples of {}, not {}",
+            limits::kVolumeBytesMin, limits::kVolumeBytesMax, kBlockBytes, params.size_bytes);
+    }
+    if (params.sector_bytes != 512 && params.sector_bytes != kBlockBytes) {
+        return fail(Code::invalid_argument, "a sector has 512 or {} bytes, not {}", kBlockBytes,
+                    params.sector_bytes);
+    }
+    if (!params.id || !params.lineage || !params.token || params.epoch.value == 0 ||
+        params.epoch.value > UINT32_MAX) {
+        return fail(Code::invalid_argument,
+                    "a volume needs an id, a lineage, an epoch and a token");
+    }
+    return {};
+}
+
+}  // namespace
+
+// ---- core ----
+
+VolumeCore::VolumeCore(Resources& resources, VolumeParams params)
+    : resources(resources),
+      params(params),
+      segments(resources.space, params.id, params.lineage, params.epoch),
+      pages(segments) {
+    map = std::make_unique<BlockMap>(MapIdentity{params.id, params.lineage},
+                                     params.size_bytes / kBlockBytes, resources.leaf_cache, pages,
+                                     resources.env.executor);
+    pages.set_table(&map->segments());
+}
+
+VolumeCore::~VolumeCore() {
+    if (charged_bytes != 0) resources.overlay.give_back(charged_bytes);
+    if (promised_units != 0) resources.space.give_back(promised_units);
+}
+
+Result<void> VolumeCore::healthy() const {
+    if (fault.has_value()) [[unlikely]]
+        return fail(*fault);
+    return {};
+}
+
+Result<void> VolumeCore::alive() const {
+    if (fault.has_value()) [[unlikely]]
+        return fail(*fault);
+    if (stopping) [[unlikely]]
+        return fail(Code::stopping, "volume {} is stopping", params.id);
+    return {};
+}
+
+Result<void> VolumeCore::check_access(uint64_t offset, uint64_t bytes) const {
+    TRY(alive());
+    uint64_t size = size_bytes();
+    if (offset % params.sector_bytes != 0 || bytes % params.sector_bytes != 0 || offset > size ||
+        bytes > size - offset) {
+        return fail(Code::invalid_argument,
+                    "volume {}: {} bytes at {} are not whole sectors of {} inside {}", params.id,
+                    bytes, offset, params.sector_bytes, size);
+    }
+    return {};
+}
+
+void VolumeCore::fail_for_good(const Error& error) {
+    if (fault.has_value()) return;
+    fault.emplace(error.code(),
+                  fmt::format("volume {} is out of service: {}", params.id, error.message()));
+    LOG_ERROR("volume out of service volume={} why={}", params.id, error.text());
+    // Nothing is served from now on, so the node need not hold memory for it. Space stays
+    // promised: the journal still holds acknowledged data.
+    if (!draining.is_locked()) overlay.clear();
+    for (const InFlight& record : in_flight) {
+        if (record.type == format::RecordType::write) in_flight_blocks -= record.block_count;
+    }
+    in_flight.clear();
+    settle();
+    resources.overlay.wake();
+    applied.wake_all();
+    drained.wake_all();
+    writers_left.wake_all();
+}
+
+Task<Result<void>> VolumeCore::start(bool is_new) {
+    replica::OpenRequest request{.volume = params.id,
+                                 .lineage = params.lineage,
+                                 .epoch = params.epoch,
+                                 .token = params.token,
+                                 .recorded = params.recorded};
+    auto opened = co_await resources.journal.open(std::move(request));
+    if (!opened) co_return fail(std::move(opened).error());
+    log = std::move(*opened);
+    const replica::LogTail& tail = log->tail();
+    if (tail.outcome != replica::LogOutcome::complete) {
+        co_return fail(Code::unavailable,
+                       "volume {}: the journal cannot prove that it holds every acknowledged "
+                       "write ({}); bring the missing device back or restore a backup",
+                       params.id, tail.reason);
+    }
+    if (is_new && tail.last_lsn.value != 0) {
+        co_return fail(Code::already_exists, "volume {} exists: its journal ends at LSN {}",
+                       params.id, tail.last_lsn);
+    }
+    CO_TRY(co_await replay());
+    std::vector<SegmentId> leftovers = find_leftovers();
+    if (!leftovers.empty()) {
+        background.spawn(resources.env.executor, remove_leftovers(std::move(leftovers)));
+    }
+    if (size_bytes() < params.size_bytes) CO_TRY(co_await grow(params.size_bytes));
+    co_return Result<void>{};
+}
+
+Task<void> VolumeCore::stop(bool is_closing, Result<void>* outcome) {
+    stopping = true;
+    resources.overlay.wake();
+    drained.wake_all();
+    locks.wake();
+    co_await gate.close();
+    if (is_closing && !fault.has_value()) {
+        *outcome = co_await drain();
+        if (*outcome) *outcome = co_await checkpoint();
+    }
+    co_await background.close();
+    // Whoever still works inside ends first.
+    {
+        auto guard = co_await draining.lock();
+    }
+    {
+        auto guard = co_await upkeep.lock();
+    }
+    {
+        auto guard = co_await meta.lock();
+    }
+    co_await map->close();
+    segments.clear();
+    open_segment = nullptr;
+    full_segments.clear();
+    frozen_segments.clear();
+}
+
+void VolumeCore::notice() {
+    if (noticed || stopping || fault.has_value()) return;
+    noticed = true;
+    if (resources.background != nullptr) {
+        if (facade != nullptr) resources.background->wants(*facade);
+    } else {
+        background.spawn(resources.env.executor, maintain_alone());
+    }
+}
+
+Task<void> VolumeCore::maintain_alone() {
+    auto outcome = co_await drain();
+    if (outcome && (replay_bytes >= kReplayBytesAlone || resources.leaf_cache.needs_checkpoint())) {
+        outcome = co_await checkpoint();
+    }
+    noticed = false;
+    // A writer that waits notices again when it wakes; whoever waits for memory must wake.
+    resources.overlay.wake();
+    if (!outcome)
+        LOG_WARN("volume maintenance volume={} why={}", params.id, outcome.error().text());
+}
+
+Pressure VolumeCore::pressure() const {
+    noticed = false;
+    Pressure out;
+    out.undrained_bytes =
+        (overlay.data_blocks() + in_flight_blocks + overlay.reference_blocks()) * kBlockBytes;
+    out.undrained_extents = overlay.zero_extents();
+    out.replay_bytes = replay_bytes;
+    out.replay_records = replay_records;
+    out.dirty_leaf_bytes = map->dirty_bytes();
+    out.retained_bytes = log->retained_bytes();
+    out.retained_bytes_max = log->retained_bytes_max();
+    out.journal_is_short = log->is_short();
+    out.writes_wait = waiting != 0;
+    return out;
+}
+
+VolumeStats VolumeCore::stats() const {
+    VolumeStats out = counters;
+    out.undrained_bytes = (overlay.data_blocks() + overlay.reference_blocks()) * kBlockBytes;
+    out.live_bytes = map->mapped_count() * kBlockBytes + out.undrained_bytes;
+    out.stored_bytes = segments.stored_bytes();
+    out.segment_count = map->segments().segment_count();
+    return out;
+}
+
+// ---- facade ----
+
+Volume::Volume(std::unique_ptr<VolumeCore> core) : core_(std::move(core)) {
+    core_->facade = this;
+}
+
+Volume::~Volume() = default;
+
+namespace {
+
+Task<Result<std::unique_ptr<VolumeCore>>> start_core(Resources& resources, VolumeParams params,
+                                                     bool is_new) {
+    CO_TRY(check_params(params));
+    auto core = std::make_unique<VolumeCore>(resources, params);
+    auto started = co_await core->start(is_new);
+    if (!started) {
+        core->fault = started.error();
+        co_await core->stop(false, nullptr);
+        co_return fail(std::move(started).error());
+    }
+    co_return core;
+}
+
+}  // namespace
+
+Task<Result<std::unique_ptr<Volume>>> Volume::create(Resources& resources, VolumeParams params) {
+    CO_TRY_ASSIGN(auto core, co_await start_core(resources, params, true));
+    co_return std::unique_ptr<Volume>(new Volume(std::move(core)));
+}
+
+Task<Result<std::unique_ptr<Volume>>> Volume::open(Resources& resources, VolumeParams params) {
+    CO_TRY_ASSIGN(auto core, co_await start_core(resources, params, false));
+    co_return std::unique_ptr<Volume>(new Volume(std::move(core)));
+}
+
+Task<Result<void>> Volume::destroy(Resources& resources, VolumeId volume) {
+    // The log goes first: segments without it are leftovers, a log without them would be a loss.
+    CO_TRY(co_await resources.journal.drop(volume));
+    std::vector<media::SegmentStore*> stores = resources.space.stores();
+    for (media::SegmentStore* store : stores) {
+        for (const media::SegmentInfo& info : store->list(volume)) {
+            auto removed = co_await store->remove(info.id);
+            if (!removed && removed.error().code() != Code::not_found) co_return removed;
+        }
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> Volume::close() {
+    if (core_->stopping) co_return Result<void>{};
+    Result<void> outcome;
+    co_await core_->stop(true, &outcome);
+    co_return outcome;
+}
+
+Task<void> Volume::stop() {
+    if (core_->stopping) co_return;
+    co_await core_->stop(false, nullptr);
+}
+
+VolumeId Volume::id() const {
+    return core_->params.id;
+}
+Epoch Volume::epoch() const {
+    return core_->params.epoch;
+}
+uint64_t Volume::size_bytes() const {
+    return core_->size_bytes();
+}
+uint32_t Volume::sector_bytes() const {
+    return core_->params.sector_bytes;
+}
+
+Task<Result<void>> Volume::read(uint64_t offset, Buffer into) {
+    return core_->read(offset, std::move(into));
+}
+Task<Result<void>> Volume::write(uint64_t offset, Buffer from) {
+    return core_->write(offset, std::move(from));
+}
+Task<Result<void>> Volume::zero(uint64_t offset, uint64_t bytes) {
+    return core_->zero(offset, bytes);
+}
+Task<Result<void>> Volume::flush() {
+    co_return core_->alive();
+}
+Task<Result<void>> Volume::grow(uint64_t size_bytes) {
+    return core_->grow(size_bytes);
+}
+
+VolumeStats Volume::stats() const {
+    return core_->stats();
+}
+std::optional<Error> Volume::faulted() const {
+    return core_->fault;
+}
+Pressure Volume::pressure() const {
+    return core_->pressure();
+}
+
+Task<Result<void>> Volume::drain() {
+    return core_->drain();
+}
+Task<Result<void>> Volume::checkpoint() {
+    return core_->checkpoint();
+}
+Task<Result<void>> Volume::remove_dead() {
+    return core_->remove_dead();
+}
+Task<Result<void>> Volume::relocate(std::vector<uint32_t> indexes, uint8_t lifetime_class) {
+    return core_->relocate(std::move(indexes), lifetime_class);
+}
+Task<Result<ScrubResult>> Volume::scrub(uint32_t index) {
+    return core_->scrub(index);
+}
+Task<Result<std::string>> Volume::dump_map() {
+    return core_->dump_map();
+}
+
+std::vector<SegmentView> Volume::segments() const {
+    std::vector<SegmentView> out;
+    const SegmentTable& table = core_->map->segments();
+    for (uint32_t index = 0; index < table.index_end(); ++index) {
+        const SegmentEntry* entry = table.find(index);
+        const SegmentHandle* handle = core_->segments.find(index);
+        if (entry == nullptr || handle == nullptr || entry->state != SegmentState::sealed) {
+            continue;
+        }
+        out.push_back({.index = index,
+                       .id = entry->id,
+                       .kind = static_cast<format::SegmentKind>(entry->kind),
+                       .lifetime_class = entry->lifetime_class,
+                       .age_lsn = entry->age_lsn,
+                       .block_count = entry->block_count,
+                       .live_count = entry->live_count,
+                       .unit_count = handle->pin.info().unit_count});
+    }
+    return out;
+}
+
+}  // namespace peplos::volume

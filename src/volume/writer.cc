@@ -1,0 +1,578 @@
+#include <algorithm>
+
+#include "base/crc32c.h"
+#include "volume/core.h"
+
+namespace peplos::volume {
+
+using format::Record;
+using format::RecordType;
+using runtime::Durability;
+
+namespace {
+
+// Blocks of one `write` record: small enough that several fit one commit.
+constexpr uint32_t kPieceBlocks = 32;
+static_assert(kPieceBlocks <= format::kWriteBlocksMax);
+
+void compute_crcs(Bytes data, format::BlockCrcs& out) {
+    out.resize(data.size() / kBlockBytes);
+    for (size_t i = 0; i < out.size(); ++i) {
+        out[i] = crc32c(data.subspan(i * kBlockBytes, kBlockBytes));
+    }
+}
+
+void account(OperationStats& stats, uint64_t bytes, Duration took, bool is_good) {
+    ++stats.count;
+    stats.bytes += bytes;
+    stats.latency.add(took);
+    if (!is_good) ++stats.errors;
+}
+
+}  // namespace
+
+// ---- room ----
+
+uint64_t VolumeCore::needed_bytes() const {
+    return (overlay.data_blocks() + in_flight_blocks) * kBlockBytes +
+           overlay.reference_blocks() * kReferenceBytes;
+}
+
+uint64_t VolumeCore::needed_units(uint64_t more_blocks) const {
+    uint64_t blocks = overlay.data_blocks() + in_flight_blocks + more_blocks;
+    blocks -= std::min(blocks, frozen_written_blocks);
+    // One more: a drain cuts the frozen and the active generation apart.
+    return blocks == 0 ? 0 : units_for_blocks(blocks) + 1;
+}
+
+void VolumeCore::settle() {
+    uint64_t bytes = needed_bytes();
+    if (charged_bytes > bytes) {
+        resources.overlay.give_back(charged_bytes - bytes);
+        charged_bytes = bytes;
+    }
+    uint64_t units = needed_units(0);
+    if (promised_units > units) {
+        resources.space.give_back(promised_units - units);
+        promised_units = units;
+    }
+}
+
+bool VolumeCore::try_take_room(uint64_t blocks) {
+    uint64_t bytes = blocks * kBlockBytes;
+    if (!resources.overlay.try_take(bytes)) return false;
+    uint64_t units = needed_units(blocks);
+    if (units > promised_units) {
+        if (!resources.space.try_promise(units - promised_units)) {
+            resources.overlay.give_back(bytes);
+            return false;
+        }
+        promised_units = units;
+    }
+    charged_bytes += bytes;
+    in_flight_blocks += blocks;
+    return true;
+}
+
+Task<Result<void>> VolumeCore::take_room(uint64_t blocks) {
+    uint32_t fruitless = 0;
+    while (!try_take_room(blocks)) {
+        CO_TRY(alive());
+        ++waiting;
+        noticed = false;
+        notice();
+        if (resources.overlay.used_bytes() + blocks * kBlockBytes >
+            resources.overlay.total_bytes()) {
+            co_await resources.overlay.wait();
+            --waiting;
+            continue;
+        }
+        bool gained = resources.background != nullptr ? co_await resources.background->make_room()
+                                                      : co_await make_room_alone();
+        --waiting;
+        // Others may take what was gained; a few turns, then an honest answer.
+        if (!gained && ++fruitless >= 2) {
+            co_return fail(Code::no_space,
+                           "volume {}: the devices are full; delete data or add a device",
+                           params.id);
+        }
+    }
+    co_return Result<void>{};
+}
+
+Task<bool> VolumeCore::make_room_alone() {
+    uint64_t before = resources.space.available_units();
+    if (!(co_await drain())) co_return false;
+    if (!(co_await checkpoint())) co_return false;
+    co_return resources.space.available_units() > before;
+}
+
+Task<Result<replica::Admission>> VolumeCore::admit(const Record& record) {
+    replica::Admission admission = log->try_admit(record);
+    if (admission) co_return admission;
+    for (int attempt = 0;; ++attempt) {
+        CO_TRY(alive());
+        ++waiting;
+        noticed = false;
+        notice();
+        auto waited = co_await log->admit(record);
+        --waiting;
+        if (waited || waited.error().code() != Code::busy || attempt == 3) co_return waited;
+        // Even the journal's reserve is used: a drain frees it.
+        CO_TRY(co_await drain());
+    }
+}
+
+// ---- the common end of every record ----
+
+Record VolumeCore::make_record(RecordType type, Lba lba, uint64_t block_count) const {
+    Record record;
+    record.type = type;
+    record.volume = params.id;
+    record.lineage = params.lineage;
+    record.epoch = params.epoch;
+    record.lba = lba;
+    record.block_count = block_count;
+    return record;
+}
+
+Task<Result<void>> VolumeCore::commit(Record record, replica::Admission admission, InFlight entry) {
+    uint64_t first = entry.lba.value;
+    uint64_t end = first + entry.block_count;
+    CHECK(end <= map->block_count());
+    CO_TRY(healthy());
+    // From here to submit() nothing suspends: LSN order is queue order is overlay order.
+    Lsn lsn = log->next_lsn();
+    record.lsn = lsn;
+    entry.lsn = lsn;
+    CHECK(in_flight.empty() || in_flight.back().lsn < lsn);
+    in_flight.push_back(std::move(entry));
+    replica::AppendTicket ticket = log->submit(std::move(record), std::move(admission));
+    auto outcome = co_await log->wait(std::move(ticket));
+    if (!outcome) {
+        fail_for_good(outcome.error());
+        co_return fail(std::move(outcome).error());
+    }
+    apply_through(lsn);
+    co_return Result<void>{};
+}
+
+void VolumeCore::apply_through(Lsn lsn) {
+    if (fault.has_value()) return;
+    bool any = false;
+    while (!in_flight.empty() && in_flight.front().lsn <= lsn) {
+        apply(in_flight.front());
+        applied_lsn = in_flight.front().lsn;
+        in_flight.pop_front();
+        any = true;
+    }
+    if (!any) return;
+    settle();
+    if (applied.count() != 0) applied.wake_all();
+    if (overlay.active().data_blocks * kBlockBytes >=
+            std::min(kDrainBytes, resources.overlay.total_bytes() / 4) ||
+        overlay.active().reference_blocks() * kBlockBytes >= kDrainReferenceBytes ||
+        overlay.zero_extents() >= kZeroExtentsMax / 2) {
+        notice();
+    }
+}
+
+void VolumeCore::apply(InFlight& record) {
+    uint64_t first = record.lba.value;
+    switch (record.type) {
+        case RecordType::write:
+            for (uint64_t i = 0; i < record.block_count; ++i) {
+                overlay.put(first + i,
+                            OverlayEntry{.data = record.data.slice(i * kBlockBytes, kBlockBytes),
+                                         .place = {},
+                                         .lsn = record.lsn,
+                                         .crc = record.crcs[i]});
+            }
+            CHECK(in_flight_blocks >= record.block_count);
+            in_flight_blocks -= record.block_count;
+            break;
+        case RecordType::write_ref:
+            for (uint64_t i = 0; i < record.block_count; ++i) {
+                format::Place place = format::Place::block(
+                    record.place.segment_index(), record.place.offset_bytes() + i * kBlockBytes);
+                overlay.put(
+                    first + i,
+                    OverlayEntry{
+                        .data = {}, .place = place, .lsn = record.lsn, .crc = record.crcs[i]});
+            }
+            resources.overlay.take_regardless(record.block_count * kReferenceBytes);
+            charged_bytes += record.block_count * kReferenceBytes;
+            break;
+        case RecordType::zero:
+            overlay.put_zero(first, record.block_count);
+            break;
+        default:
+            break;
+    }
+}
+
+Task<void> VolumeCore::wait_applied(Lsn lsn) {
+    while (applied_lsn < lsn && !fault.has_value())
+        co_await applied.wait();
+}
+
+Task<void> VolumeCore::enter_slot() {
+    while (running >= limits::kVolumeIoCountMax)
+        co_await slots.wait();
+    ++running;
+}
+
+void VolumeCore::leave_slot() {
+    --running;
+    if (slots.count() != 0) slots.wake_one();
+}
+
+// ---- write ----
+
+Task<Result<void>> VolumeCore::write(uint64_t offset, Buffer from) {
+    auto pass = gate.enter();
+    if (!pass) co_return fail(std::move(pass).error());
+    CO_TRY(check_access(offset, from.size()));
+    if (running >= limits::kVolumeIoCountMax) {
+        co_await enter_slot();
+    } else {
+        ++running;
+    }
+    Time start = resources.env.clock.now();
+    uint64_t bytes = from.size();
+    Result<void> outcome;
+    if (reinterpret_cast<uintptr_t>(from.data()) % kBlockBytes != 0) {
+        from = Buffer::copy_of(from.bytes());  // devices want aligned memory
+    }
+    if (offset % kBlockBytes != 0 || bytes % kBlockBytes != 0) {
+        outcome = co_await write_partial(offset, std::move(from));
+    } else if (bytes >= limits::kLargeWriteBytes) {
+        outcome = co_await write_large(Lba(offset / kBlockBytes), std::move(from));
+    } else {
+        outcome = co_await write_blocks(Lba(offset / kBlockBytes), std::move(from));
+    }
+    account(counters.write, bytes, resources.env.clock.now() - start, outcome.has_value());
+    leave_slot();
+    co_return outcome;
+}
+
+// Returns what a writer took and did not put in flight.
+class RoomTaken {
+  public:
+    RoomTaken(VolumeCore* core, uint64_t blocks) : core_(core), blocks_(blocks) {}
+    RoomTaken(const RoomTaken&) = delete;
+    ~RoomTaken() {
+        if (blocks_ == 0) return;
+        core_->in_flight_blocks -= blocks_;
+        core_->settle();
+    }
+    void keep() { blocks_ = 0; }
+
+  private:
+    VolumeCore* core_;
+    uint64_t blocks_;
+};
+
+Task<Result<void>> VolumeCore::write_blocks(Lba lba, Buffer data) {
+    uint64_t block_count = data.size() / kBlockBytes;
+    CHECK(block_count <= kPieceBlocks);
+    if (!try_take_room(block_count)) CO_TRY(co_await take_room(block_count));
+    RoomTaken room(this, block_count);
+    Record record = make_record(RecordType::write, lba, block_count);
+    compute_crcs(data.bytes(), record.crcs);
+    record.payload.push_back(data);
+    replica::Admission admission = log->try_admit(record);
+    if (!admission) {
+        CO_TRY_ASSIGN(admission, co_await admit(record));
+    }
+    while (!locks.empty() && locks.overlaps(lba.value, lba.value + block_count)) {
+        co_await locks.wait();
+    }
+    CO_TRY(alive());
+    InFlight entry{.lsn = {},
+                   .type = RecordType::write,
+                   .lba = lba,
+                   .block_count = block_count,
+                   .data = std::move(data),
+                   .place = {},
+                   .crcs = record.crcs};
+    room.keep();
+    co_return co_await commit(std::move(record), std::move(admission), std::move(entry));
+}
+
+Task<Result<void>> VolumeCore::write_pieces(Lba lba, Buffer data) {
+    for (uint64_t done = 0; done < data.size();) {
+        uint64_t bytes = std::min<uint64_t>(data.size() - done, kPieceBlocks * kBlockBytes);
+        Buffer piece = data.slice(done, bytes);
+        CO_TRY(co_await write_blocks(Lba(lba.value + done / kBlockBytes), std::move(piece)));
+        done += bytes;
+    }
+    co_return Result<void>{};
+}
+
+// ---- large writes ----
+
+Task<Result<void>> VolumeCore::create_open_segment(uint32_t block_count) {
+    auto guard = co_await opening.lock();
+    if (open_segment && open_segment->block_count + block_count <= open_segment->block_count_max) {
+        co_return Result<void>{};  // another writer made one meanwhile
+    }
+    uint64_t run = large_run_bytes;
+    uint64_t least = format::segment_run_bytes(format::segment_bytes_for(block_count));
+    run = std::max(run, least);
+    // A stream may not take what small writes were promised, nor most of a small device.
+    while (run > least && run / limits::kSegmentUnitBytes * 8 > resources.space.available_units()) {
+        run /= 2;
+    }
+    if (run / limits::kSegmentUnitBytes > resources.space.available_units()) {
+        co_return fail(Code::no_space, "no room for a segment of large writes");
+    }
+    auto created =
+        co_await segments.create(format::SegmentKind::large, 1, run, media::Purpose::user);
+    if (!created) co_return fail(std::move(created).error());
+    CO_TRY_ASSIGN(uint32_t index, map->segments().reserve());
+    segments.put(index, *created);
+    auto segment = std::make_shared<OpenSegment>();
+    segment->handle = std::move(*created);
+    segment->index = index;
+    segment->block_count_max = format::segment_block_count_max(run);
+    if (open_segment) full_segments.push_back(open_segment);
+    open_segment = std::move(segment);
+    large_run_bytes = std::min<uint64_t>(run * 2, limits::kSegmentBytesMax);
+    co_return Result<void>{};
+}
+
+Task<Result<std::shared_ptr<OpenSegment>>> VolumeCore::take_open_segment(uint32_t block_count) {
+    while (!open_segment ||
+           open_segment->block_count + block_count > open_segment->block_count_max) {
+        CO_TRY(co_await create_open_segment(block_count));
+        CO_TRY(alive());
+    }
+    ++open_segment->writers;
+    open_segment->block_count += block_count;
+    co_return open_segment;
+}
+
+namespace {
+
+// A writer's stay in an open segment: a drain that seals it waits for the end of all.
+class Stay {
+  public:
+    Stay(VolumeCore* core, std::shared_ptr<OpenSegment> segment)
+        : core_(core), segment_(std::move(segment)) {}
+    Stay(const Stay&) = delete;
+    ~Stay() {
+        if (--segment_->writers == 0) core_->writers_left.wake_all();
+    }
+
+  private:
+    VolumeCore* core_;
+    std::shared_ptr<OpenSegment> segment_;
+};
+
+}  // namespace
+
+Task<Result<void>> VolumeCore::write_large(Lba lba, Buffer data) {
+    auto block_count = static_cast<uint32_t>(data.size() / kBlockBytes);
+    CHECK(block_count <= format::kWriteRefBlocksMax);
+    Record record = make_record(RecordType::write_ref, lba, block_count);
+    record.body = format::WriteRefBody{};
+    compute_crcs(data.bytes(), record.crcs);
+    // Admission comes first: a drain waits for writers in the segment, so they may not wait for it.
+    CO_TRY_ASSIGN(replica::Admission admission, co_await admit(record));
+    auto taken = co_await take_open_segment(block_count);
+    if (!taken) {
+        if (taken.error().code() != Code::no_space) co_return fail(std::move(taken).error());
+        admission = {};
+        co_return co_await write_pieces(lba, std::move(data));
+    }
+    std::shared_ptr<OpenSegment> segment = std::move(*taken);
+    uint32_t position = segment->block_count - block_count;
+    Stay stay(this, segment);
+    uint64_t offset = format::segment_block_offset(position);
+    record.body = format::WriteRefBody{.segment = segment->handle.id(),
+                                       .segment_index = segment->index,
+                                       .block_offset = static_cast<uint32_t>(offset / kBlockBytes)};
+    std::vector<Buffer> from{data};
+    auto written = co_await segment->handle.store->write_vector(
+        segment->handle.pin, offset, std::move(from), Durability::durable);
+    if (!written) {
+        fail_for_good(written.error());
+        co_return fail(std::move(written).error());
+    }
+    while (!locks.empty() && locks.overlaps(lba.value, lba.value + block_count)) {
+        co_await locks.wait();
+    }
+    CO_TRY(alive());
+    InFlight entry{.lsn = {},
+                   .type = RecordType::write_ref,
+                   .lba = lba,
+                   .block_count = block_count,
+                   .data = {},
+                   .place = format::Place::block(segment->index, offset),
+                   .crcs = record.crcs};
+    co_return co_await commit(std::move(record), std::move(admission), std::move(entry));
+}
+
+// ---- parts of blocks ----
+
+namespace {
+
+// Holds up to two blocks (the first and the last of a range) for a read-modify-write.
+class LockedEnds {
+  public:
+    explicit LockedEnds(BlockLocks& locks) : locks_(locks) {}
+    LockedEnds(const LockedEnds&) = delete;
+    ~LockedEnds() {
+        for (uint64_t lba : held_)
+            locks_.unlock(lba);
+    }
+    void lock(uint64_t lba) {
+        locks_.lock(lba);
+        held_.push_back(lba);
+    }
+
+  private:
+    BlockLocks& locks_;
+    boost::container::small_vector<uint64_t, 2> held_;
+};
+
+}  // namespace
+
+Task<Result<void>> VolumeCore::write_partial(uint64_t offset, Buffer from) {
+    for (uint64_t done = 0; done < from.size();) {
+        uint64_t start = offset + done;
+        uint64_t end = std::min(round_down(start, kBlockBytes) + kPieceBlocks * kBlockBytes,
+                                offset + from.size());
+        Buffer piece = from.slice(done, end - start);
+        CO_TRY(co_await write_partial_piece(start, std::move(piece)));
+        done = end - offset;
+    }
+    co_return Result<void>{};
+}
+
+// The blocks at the ends are read, changed and written while no other write may take an LSN for
+// them: otherwise the neighbours' sectors of a write in flight would be undone.
+Task<Result<void>> VolumeCore::write_partial_piece(uint64_t offset, Buffer from) {
+    uint64_t first = offset / kBlockBytes;
+    uint64_t end = div_up(offset + from.size(), kBlockBytes);
+    uint64_t block_count = end - first;
+    bool head = offset % kBlockBytes != 0 || from.size() < kBlockBytes;
+    bool tail = (offset + from.size()) % kBlockBytes != 0 && block_count > 1;
+    if (!try_take_room(block_count)) CO_TRY(co_await take_room(block_count));
+    RoomTaken room(this, block_count);
+    Record record = make_record(RecordType::write, Lba(first), block_count);
+    Buffer data = Buffer::allocate(block_count * kBlockBytes);
+    record.payload.push_back(data);
+    record.crcs.resize(block_count);
+    CO_TRY_ASSIGN(replica::Admission admission, co_await admit(record));
+    while (locks.overlaps(first, end))
+        co_await locks.wait();
+    LockedEnds held(locks);
+    if (head) held.lock(first);
+    if (tail) held.lock(end - 1);
+    Lsn before;
+    for (const InFlight& other : in_flight) {
+        if (other.overlaps(first, end)) before = other.lsn;
+    }
+    co_await wait_applied(before);
+    CO_TRY(alive());
+    if (head) {
+        Buffer block = data.slice(0, kBlockBytes);
+        CO_TRY(co_await read_blocks(Lba(first), std::move(block)));
+    }
+    if (tail) {
+        Buffer block = data.slice((block_count - 1) * kBlockBytes, kBlockBytes);
+        CO_TRY(co_await read_blocks(Lba(end - 1), std::move(block)));
+    }
+    std::memcpy(data.data() + offset % kBlockBytes, from.data(), from.size());
+    compute_crcs(data.bytes(), record.crcs);
+    InFlight entry{.lsn = {},
+                   .type = RecordType::write,
+                   .lba = Lba(first),
+                   .block_count = block_count,
+                   .data = std::move(data),
+                   .place = {},
+                   .crcs = record.crcs};
+    CO_TRY(alive());
+    room.keep();
+    co_return co_await commit(std::move(record), std::move(admission), std::move(entry));
+}
+
+// ---- zero, grow ----
+
+Task<Result<void>> VolumeCore::zero_blocks(Lba lba, uint64_t block_count) {
+    while (overlay.zero_extents() >= kZeroExtentsMax) {
+        CO_TRY(alive());
+        CO_TRY(co_await drain());
+    }
+    Record record = make_record(RecordType::zero, lba, block_count);
+    CO_TRY_ASSIGN(replica::Admission admission, co_await admit(record));
+    while (!locks.empty() && locks.overlaps(lba.value, lba.value + block_count)) {
+        co_await locks.wait();
+    }
+    CO_TRY(alive());
+    InFlight entry{.lsn = {},
+                   .type = RecordType::zero,
+                   .lba = lba,
+                   .block_count = block_count,
+                   .data = {},
+                   .place = {},
+                   .crcs = {}};
+    co_return co_await commit(std::move(record), std::move(admission), std::move(entry));
+}
+
+Task<Result<void>> VolumeCore::zero(uint64_t offset, uint64_t bytes) {
+    auto pass = gate.enter();
+    if (!pass) co_return fail(std::move(pass).error());
+    if (bytes == 0) co_return Result<void>{};
+    CO_TRY(check_access(offset, bytes));
+    co_await enter_slot();
+    Time start = resources.env.clock.now();
+    uint64_t first = round_up(offset, kBlockBytes);
+    uint64_t end = round_down(offset + bytes, kBlockBytes);
+    Result<void> outcome;
+    if (first >= end) {
+        Buffer zeros = Buffer::zeroed(bytes);
+        outcome = co_await write_partial(offset, std::move(zeros));
+    } else {
+        if (first > offset) {
+            Buffer zeros = Buffer::zeroed(first - offset);
+            outcome = co_await write_partial(offset, std::move(zeros));
+        }
+        if (outcome) {
+            outcome = co_await zero_blocks(Lba(first / kBlockBytes), (end - first) / kBlockBytes);
+        }
+        if (outcome && end < offset + bytes) {
+            Buffer zeros = Buffer::zeroed(offset + bytes - end);
+            outcome = co_await write_partial(end, std::move(zeros));
+        }
+    }
+    account(counters.zero, bytes, resources.env.clock.now() - start, outcome.has_value());
+    leave_slot();
+    co_return outcome;
+}
+
+Task<Result<void>> VolumeCore::grow(uint64_t size_bytes) {
+    auto pass = gate.enter();
+    if (!pass) co_return fail(std::move(pass).error());
+    CO_TRY(alive());
+    if (size_bytes % kBlockBytes != 0 || size_bytes > limits::kVolumeBytesMax) {
+        co_return fail(Code::invalid_argument,
+                       "a volume's size is a multiple of {} and at most {} bytes, not {}",
+                       kBlockBytes, limits::kVolumeBytesMax, size_bytes);
+    }
+    auto guard = co_await meta.lock();
+    if (size_bytes < this->size_bytes()) {
+        co_return fail(Code::invalid_argument, "volume {} has {} bytes and never shrinks to {}",
+                       params.id, this->size_bytes(), size_bytes);
+    }
+    if (size_bytes == this->size_bytes()) co_return Result<void>{};
+    Record record = make_record(RecordType::resize, Lba(0), 0);
+    record.body = format::ResizeBody{size_bytes / kBlockBytes};
+    CO_TRY_ASSIGN(Lsn lsn, co_await append_meta(std::move(record)));
+    map->grow(lsn, size_bytes / kBlockBytes);
+    co_return Result<void>{};
+}
+
+}  // namespace peplos::volume
