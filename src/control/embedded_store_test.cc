@@ -124,15 +124,21 @@ TEST_F(EmbeddedStoreTest, NeverMakesAnEmptyClusterOfALostFile) {
 }
 
 TEST_F(EmbeddedStoreTest, RefusesASecondOpenerByPath) {
-    ASSERT_TRUE(open(IfMissing::create));
+    // Forked before there are threads; it waits for its turn.
+    int channel[2];
+    ASSERT_EQ(::pipe(channel), 0);
     pid_t child = ::fork();
     if (child == 0) {
+        char turn = 0;
+        if (::read(channel[0], &turn, 1) != 1) ::_exit(2);
         boost::asio::io_context own;
         auto opened = run_task(own, EmbeddedStore::open({path, IfMissing::fail, ""}));
         bool right = !opened && opened.error().code() == Code::busy &&
                      opened.error().message().find(path) != std::string::npos;
         ::_exit(right ? 0 : 1);
     }
+    ASSERT_TRUE(open(IfMissing::create));
+    ASSERT_EQ(::write(channel[1], "x", 1), 1);
     int status = -1;
     ASSERT_EQ(::waitpid(child, &status, 0), child);
     EXPECT_EQ(status, 0);
