@@ -15,7 +15,9 @@ constexpr uint32_t kClassUnpooled = kClassCount;
 // At most this much idle memory per class and thread.
 constexpr size_t kIdleBytesMax = 8 * kMiB;
 
-size_t class_bytes(uint32_t size_class) { return size_t{kBlockBytes} << size_class; }
+size_t class_bytes(uint32_t size_class) {
+    return size_t{kBlockBytes} << size_class;
+}
 
 uint32_t class_for(size_t bytes) {
     size_t blocks = div_up(bytes, kBlockBytes);
@@ -29,7 +31,8 @@ struct Pool {
     ~Pool() {
         alive = false;
         for (auto& blocks : idle) {
-            for (void* block : blocks) std::free(block);
+            for (void* block : blocks)
+                std::free(block);
         }
     }
 };

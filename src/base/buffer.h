@@ -38,8 +38,7 @@ class Buffer {
         return *this;
     }
     ~Buffer() {
-        if (block_ != nullptr &&
-            block_->references.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        if (block_ != nullptr && block_->references.fetch_sub(1, std::memory_order_acq_rel) == 1) {
             release(block_);
         }
     }

@@ -16,10 +16,10 @@ namespace peplos::base {
 
 }  // namespace peplos::base
 
-#define CHECK(condition, ...)                                                       \
-    do {                                                                            \
-        if (!(condition)) [[unlikely]] {                                            \
-            ::peplos::base::check_failed(#condition, __FILE__, __LINE__,            \
-                                         ::fmt::format("" __VA_ARGS__));            \
-        }                                                                           \
+#define CHECK(condition, ...)                                            \
+    do {                                                                 \
+        if (!(condition)) [[unlikely]] {                                 \
+            ::peplos::base::check_failed(#condition, __FILE__, __LINE__, \
+                                         ::fmt::format("" __VA_ARGS__)); \
+        }                                                                \
     } while (false)

@@ -9,7 +9,8 @@ uint32_t crc32c(Bytes bytes, uint32_t seed) {
     uint32_t state = ~seed;
     while (!bytes.empty()) {
         size_t count = std::min<size_t>(bytes.size(), 1u << 30);
-        auto* data = const_cast<unsigned char*>(reinterpret_cast<const unsigned char*>(bytes.data()));
+        auto* data =
+            const_cast<unsigned char*>(reinterpret_cast<const unsigned char*>(bytes.data()));
         state = crc32_iscsi(data, static_cast<int>(count), state);
         bytes = bytes.subspan(count);
     }

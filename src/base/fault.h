@@ -17,11 +17,9 @@ inline FaultHooks* fault_hooks = nullptr;
 
 }  // namespace peplos::base
 
-#define FAULT(name)                                     \
-    (::peplos::base::fault_hooks != nullptr &&          \
-     ::peplos::base::fault_hooks->fault(name))
-#define PROBE(name)                                             \
-    do {                                                        \
-        if (::peplos::base::fault_hooks != nullptr)             \
-            ::peplos::base::fault_hooks->probe(name);           \
+#define FAULT(name) \
+    (::peplos::base::fault_hooks != nullptr && ::peplos::base::fault_hooks->fault(name))
+#define PROBE(name)                                                                           \
+    do {                                                                                      \
+        if (::peplos::base::fault_hooks != nullptr) ::peplos::base::fault_hooks->probe(name); \
     } while (false)

@@ -4,7 +4,8 @@ namespace peplos {
 
 std::string DeviceId::text() const {
     std::string out;
-    for (uint8_t byte : bytes) out += fmt::format("{:02x}", byte);
+    for (uint8_t byte : bytes)
+        out += fmt::format("{:02x}", byte);
     return out;
 }
 

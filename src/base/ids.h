@@ -4,10 +4,9 @@
 #include <compare>
 #include <concepts>
 #include <cstdint>
+#include <fmt/format.h>
 #include <functional>
 #include <string>
-
-#include <fmt/format.h>
 
 namespace peplos {
 
@@ -64,12 +63,24 @@ template <typename Tag>
 std::string text_of(StrongId<Tag> id) {
     return fmt::format("{:016x}", id.value);
 }
-inline std::string text_of(Lsn lsn) { return fmt::format("{}", lsn.value); }
-inline std::string text_of(Epoch epoch) { return fmt::format("{}", epoch.value); }
-inline std::string text_of(Boot boot) { return fmt::format("{}", boot.value); }
-inline std::string text_of(Lba lba) { return fmt::format("{}", lba.value); }
-inline std::string text_of(const DeviceId& id) { return id.text(); }
-inline std::string text_of(const SegmentId& id) { return id.text(); }
+inline std::string text_of(Lsn lsn) {
+    return fmt::format("{}", lsn.value);
+}
+inline std::string text_of(Epoch epoch) {
+    return fmt::format("{}", epoch.value);
+}
+inline std::string text_of(Boot boot) {
+    return fmt::format("{}", boot.value);
+}
+inline std::string text_of(Lba lba) {
+    return fmt::format("{}", lba.value);
+}
+inline std::string text_of(const DeviceId& id) {
+    return id.text();
+}
+inline std::string text_of(const SegmentId& id) {
+    return id.text();
+}
 
 // Parses 16 hexadecimal digits; 0 when the text is anything else.
 uint64_t parse_hex_id(std::string_view text);
@@ -103,7 +114,8 @@ template <>
 struct std::hash<peplos::DeviceId> {
     size_t operator()(const peplos::DeviceId& id) const noexcept {
         uint64_t x = 0;
-        for (uint8_t byte : id.bytes) x = peplos::mix_bits(x ^ byte);
+        for (uint8_t byte : id.bytes)
+            x = peplos::mix_bits(x ^ byte);
         return x;
     }
 };

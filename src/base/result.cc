@@ -36,7 +36,9 @@ std::string_view name_of(Code code) {
     return "unknown_code";
 }
 
-std::string Error::text() const { return fmt::format("{} ({})", message_, name_of(code_)); }
+std::string Error::text() const {
+    return fmt::format("{} ({})", message_, name_of(code_));
+}
 
 Error Error::within(std::string_view context) && {
     return Error(code_, fmt::format("{}: {}", context, message_));

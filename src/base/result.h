@@ -1,11 +1,10 @@
 #pragma once
 
 #include <expected>
+#include <fmt/format.h>
 #include <string>
 #include <string_view>
 #include <utility>
-
-#include <fmt/format.h>
 
 namespace peplos {
 
@@ -62,7 +61,9 @@ std::unexpected<Error> fail(Code code, fmt::format_string<Args...> format, Args&
     return std::unexpected(Error(code, fmt::format(format, std::forward<Args>(args)...)));
 }
 
-inline std::unexpected<Error> fail(Error error) { return std::unexpected(std::move(error)); }
+inline std::unexpected<Error> fail(Error error) {
+    return std::unexpected(std::move(error));
+}
 
 }  // namespace peplos
 
@@ -72,29 +73,29 @@ inline std::unexpected<Error> fail(Error error) { return std::unexpected(std::mo
 // TRY(expression): returns the error of a Result<> from the enclosing function.
 // TRY_ASSIGN(auto x, expression): likewise, else moves the value into `x`.
 // CO_TRY, CO_TRY_ASSIGN: the same inside a coroutine.
-#define TRY(expression)                                                           \
-    do {                                                                          \
-        auto peplos_result = (expression);                                        \
-        if (!peplos_result) [[unlikely]]                                          \
-            return std::unexpected(std::move(peplos_result).error());             \
+#define TRY(expression)                                               \
+    do {                                                              \
+        auto peplos_result = (expression);                            \
+        if (!peplos_result) [[unlikely]]                              \
+            return std::unexpected(std::move(peplos_result).error()); \
     } while (false)
-#define TRY_ASSIGN_(result, declaration, expression)                              \
-    auto result = (expression);                                                   \
-    if (!result) [[unlikely]]                                                     \
-        return std::unexpected(std::move(result).error());                        \
+#define TRY_ASSIGN_(result, declaration, expression)       \
+    auto result = (expression);                            \
+    if (!result) [[unlikely]]                              \
+        return std::unexpected(std::move(result).error()); \
     declaration = std::move(*result)
 #define TRY_ASSIGN(declaration, ...) \
     TRY_ASSIGN_(PEPLOS_CONCAT(peplos_result_, __LINE__), declaration, (__VA_ARGS__))
-#define CO_TRY(...)                                                               \
-    do {                                                                          \
-        auto peplos_result = (__VA_ARGS__);                                       \
-        if (!peplos_result) [[unlikely]]                                          \
-            co_return std::unexpected(std::move(peplos_result).error());          \
+#define CO_TRY(...)                                                      \
+    do {                                                                 \
+        auto peplos_result = (__VA_ARGS__);                              \
+        if (!peplos_result) [[unlikely]]                                 \
+            co_return std::unexpected(std::move(peplos_result).error()); \
     } while (false)
-#define CO_TRY_ASSIGN_(result, declaration, expression)                           \
-    auto result = (expression);                                                   \
-    if (!result) [[unlikely]]                                                     \
-        co_return std::unexpected(std::move(result).error());                     \
+#define CO_TRY_ASSIGN_(result, declaration, expression)       \
+    auto result = (expression);                               \
+    if (!result) [[unlikely]]                                 \
+        co_return std::unexpected(std::move(result).error()); \
     declaration = std::move(*result)
 #define CO_TRY_ASSIGN(declaration, ...) \
     CO_TRY_ASSIGN_(PEPLOS_CONCAT(peplos_result_, __LINE__), declaration, (__VA_ARGS__))

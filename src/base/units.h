@@ -22,7 +22,11 @@ using WallTime = std::chrono::time_point<std::chrono::system_clock, Duration>;
 constexpr uint64_t round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
-constexpr uint64_t round_down(uint64_t value, uint64_t unit) { return value / unit * unit; }
-constexpr uint64_t div_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit; }
+constexpr uint64_t round_down(uint64_t value, uint64_t unit) {
+    return value / unit * unit;
+}
+constexpr uint64_t div_up(uint64_t value, uint64_t unit) {
+    return (value + unit - 1) / unit;
+}
 
 }  // namespace peplos

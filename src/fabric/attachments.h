@@ -21,12 +21,12 @@ enum class FsType : uint8_t { ext4, xfs };
 // What attach has to know of a volume. Everything but `id` may be shown to people.
 struct AttachSpec {
     VolumeId id;
-    std::string name;                  // for messages only: paths come from the id
+    std::string name;  // for messages only: paths come from the id
     FsType fs = FsType::ext4;
     std::vector<std::string> mkfs_options;  // already validated, one argument each
-    int64_t uid = -1;                  // owner of the mounted directory; -1: leave
+    int64_t uid = -1;                       // owner of the mounted directory; -1: leave
     int64_t gid = -1;
-    int64_t mode = -1;                 // permission bits; -1: leave
+    int64_t mode = -1;  // permission bits; -1: leave
     // True: this cluster has never formatted the volume, so mkfs is allowed (and required).
     bool blank = false;
 };
@@ -38,9 +38,9 @@ struct AttachInfo {
     std::string device;      // "/dev/loop3"
     std::string mount_root;  // where the file system is mounted, empty when it is not
     std::string path;        // what containers get: a subdirectory of the file system
-    uint64_t fs_bytes = 0;       // size of the file system
+    uint64_t fs_bytes = 0;   // size of the file system
     uint64_t fs_used_bytes = 0;
-    std::string problem;     // empty when healthy; else what and what to do next
+    std::string problem;  // empty when healthy; else what and what to do next
 };
 
 // One attachment per volume and host. All calls run on the storage core's executor and return
@@ -70,11 +70,12 @@ class Attachments {
     // After a restart of the daemon: which volumes does the kernel still hold attached for us?
     // Their I/O waits until resume() gives the device back.
     virtual runtime::Task<Result<std::vector<VolumeId>>> find_surviving() = 0;
-    virtual runtime::Task<Result<AttachInfo>> resume(AttachSpec spec,
-                                                     std::shared_ptr<volume::BlockDevice> device) = 0;
+    virtual runtime::Task<Result<AttachInfo>> resume(
+        AttachSpec spec, std::shared_ptr<volume::BlockDevice> device) = 0;
 
     // The volume has grown to device->size_bytes(): makes the kernel and the file system follow.
-    // Returns a sentence for the user ("grown online", "ext4 grows at the next mount, because ...").
+    // Returns a sentence for the user ("grown online", "ext4 grows at the next mount, because
+    // ...").
     virtual runtime::Task<Result<std::string>> grow(VolumeId id) = 0;
 
     // Gives freed file-system blocks back to the volume (FITRIM).

@@ -43,10 +43,10 @@ struct VolumeInfo {
     VolumeId id;
     VolumeSpec spec;
     WallTime created_at{};
-    std::string host;              // the node that serves it, by name
-    std::string state;             // "attached", "available", "creating", "deleting", "failed"
-    uint64_t used_bytes = 0;       // live data, thin
-    uint64_t stored_bytes = 0;     // space taken on devices, journal excluded
+    std::string host;           // the node that serves it, by name
+    std::string state;          // "attached", "available", "creating", "deleting", "failed"
+    uint64_t used_bytes = 0;    // live data, thin
+    uint64_t stored_bytes = 0;  // space taken on devices, journal excluded
     bool formatted = false;
     std::vector<std::string> holders;  // who has it mounted (Docker's caller ids), sorted
     std::optional<AttachInfo> attach;
@@ -70,7 +70,7 @@ struct NodeStatus {
     std::string name;
     std::string version;
     WallTime started_at{};
-    Health health;                  // the worst of everything below, in one sentence
+    Health health;  // the worst of everything below, in one sentence
     uint64_t capacity_bytes = 0;
     uint64_t free_bytes = 0;
     uint32_t volume_count = 0;
