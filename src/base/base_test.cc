@@ -1,4 +1,9 @@
+#include <atomic>
+#include <fstream>
 #include <gtest/gtest.h>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 #include "base/buffer.h"
 #include "base/crc32c.h"
@@ -7,6 +12,13 @@
 
 namespace peplos {
 namespace {
+
+// Sanitizers keep shadows of memory.
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
 
 TEST(Crc32c, MatchesTheStandardVectors) {
     EXPECT_EQ(crc32c(bytes_of_text("123456789")), 0xe3069283u);
@@ -33,6 +45,65 @@ TEST(Buffer, IsAlignedAndSharesSlices) {
     whole.bytes()[4096] = std::byte{9};
     whole = {};
     EXPECT_EQ(second.bytes()[0], std::byte{9});
+}
+
+size_t resident_bytes() {
+    std::ifstream statm("/proc/self/statm");
+    size_t total = 0, resident = 0;
+    statm >> total >> resident;
+    return resident * kBlockBytes;
+}
+
+TEST(Buffer, ABlockTakesOnePage) {
+    constexpr size_t kCount = 16'384;
+    size_t before = resident_bytes();
+    std::vector<Buffer> buffers;
+    buffers.reserve(kCount);
+    for (size_t i = 0; i < kCount; ++i)
+        buffers.push_back(Buffer::zeroed(kBlockBytes));
+    if (!kSanitized) EXPECT_LT(resident_bytes() - before, kCount * (kBlockBytes + 256));
+    size_t peak = resident_bytes();
+    buffers.clear();
+    if (!kSanitized) EXPECT_LT(resident_bytes(), peak - kCount * kBlockBytes / 2);
+}
+
+// Writes its number into blocks of all sizes, hands them to the next thread, and checks what it
+// gets from the one before.
+TEST(Buffer, MayBeReleasedByAnotherThread) {
+    constexpr int kThreads = 4;
+    constexpr int kRounds = 300;
+    struct Box {
+        std::mutex mutex;
+        std::vector<Buffer> buffers;
+    };
+    std::array<Box, kThreads> boxes;
+    std::atomic<int> wrong = 0;
+    auto work = [&](int self) {
+        for (int round = 0; round < kRounds; ++round) {
+            for (size_t bytes : {4096ul, 5000ul, 65536ul, 1ul << 20, (1ul << 20) + 1}) {
+                Buffer buffer = Buffer::allocate(bytes);
+                buffer.data()[0] = buffer.data()[bytes - 1] = static_cast<std::byte>(bytes >> 4);
+                Box& next = boxes[(self + 1) % kThreads];
+                std::lock_guard lock(next.mutex);
+                next.buffers.push_back(std::move(buffer));
+            }
+            std::vector<Buffer> mine;
+            {
+                std::lock_guard lock(boxes[self].mutex);
+                mine.swap(boxes[self].buffers);
+            }
+            for (Buffer& buffer : mine) {
+                auto mark = static_cast<std::byte>(buffer.size() >> 4);
+                if (buffer.bytes().front() != mark || buffer.bytes().back() != mark) ++wrong;
+            }
+        }
+    };
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kThreads; ++i)
+        threads.emplace_back(work, i);
+    for (std::thread& thread : threads)
+        thread.join();
+    EXPECT_EQ(wrong, 0);
 }
 
 TEST(Ids, ParseWhatTheyPrint) {

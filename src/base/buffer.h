@@ -18,7 +18,8 @@ namespace peplos {
 class Buffer {
   public:
     Buffer() = default;
-    // `bytes` > 0, contents undefined. Memory comes from a per-thread pool of size classes.
+    // `bytes` > 0, contents undefined. Up to 1 MiB it comes from slabs of one power of two each,
+    // through a cache of the calling thread; any thread may give it back.
     static Buffer allocate(size_t bytes);
     static Buffer zeroed(size_t bytes);
     static Buffer copy_of(Bytes bytes);
@@ -59,10 +60,17 @@ class Buffer {
     }
 
   private:
+    friend class BufferPool;
+
+    struct Slab;
+    // Stands apart from the payload, so that a payload of 4 KiB takes one page and no more.
     struct Block {
         std::atomic<uint32_t> references;
         uint32_t size_class;
         std::byte* memory;
+        Slab* slab;
+        // Of the free list that it is in.
+        Block* next;
     };
     static void release(Block* block) noexcept;
 
