@@ -1,0 +1,317 @@
+#include "fabric/local_node.h"
+
+#include "base/log.h"
+
+namespace peplos::fabric {
+namespace {
+
+constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
+
+int64_t seconds_of(WallTime time) {
+    return time.time_since_epoch().count() / kNanosecondsPerSecond;
+}
+
+}  // namespace
+
+LocalNode::LocalNode(runtime::Env env, control::Store& store, LocalNodeOptions options)
+    : env_(env), store_(store), options_(std::move(options)), devices_(env, options_.devices) {}
+
+LocalNode::~LocalNode() {
+    CHECK(gate_.inside_count() == 0, "stop() comes before destruction");
+}
+
+Result<runtime::Gate::Pass> LocalNode::enter() {
+    Result<runtime::Gate::Pass> pass = gate_.enter();
+    if (!pass) return fail(Code::stopping, "peplosd is stopping; repeat the call in a moment");
+    return pass;
+}
+
+Result<LocalNode::EntryPtr> LocalNode::find(const std::string& name) const {
+    auto found = names_.find(name);
+    if (found == names_.end()) return fail(Code::not_found, "no volume is called {:?}", name);
+    return found->second;
+}
+
+Task<Result<void>> LocalNode::start() {
+    started_at_ = env_.clock.wall_now();
+    CO_TRY(co_await load_cluster());
+    CO_TRY(co_await load_devices());
+    CO_TRY(co_await load_volumes());
+    co_await resume_attached();
+    gate_.spawn(env_.executor, recover_tails());
+    gate_.spawn(env_.executor, release_loop());
+    if (options_.trim_interval.count() > 0) gate_.spawn(env_.executor, trim_loop());
+    co_return Result<void>();
+}
+
+Task<Result<void>> LocalNode::load_cluster() {
+    CO_TRY_ASSIGN(std::optional<control::KeyValue> cluster,
+                  co_await store_.get(std::string(control::kClusterKey)));
+    if (cluster) {
+        CO_TRY_ASSIGN(cluster_, control::decode<control::ClusterRecord>(cluster->value));
+        if (cluster_.format_version != control::kClusterFormatVersion) {
+            co_return fail(Code::unsupported,
+                           "this cluster's format is {}, this peplosd knows {}: install the "
+                           "version that wrote it",
+                           cluster_.format_version, control::kClusterFormatVersion);
+        }
+        CO_TRY_ASSIGN(control::Page nodes,
+                      co_await control::list_all(store_, std::string(control::kNodePrefix)));
+        if (nodes.entries.size() != 1) {
+            co_return fail(Code::corrupt, "a cluster of one node has {} node records",
+                           nodes.entries.size());
+        }
+        CO_TRY_ASSIGN(node_, control::decode<control::NodeRecord>(nodes.entries[0].value));
+        co_return Result<void>();
+    }
+    cluster_.id = control::ClusterId(env_.rng.next_id());
+    cluster_.created_at_s = seconds_of(env_.clock.wall_now());
+    node_.id = NodeId(env_.rng.next_id());
+    node_.name = options_.name;
+    node_.created_at_s = cluster_.created_at_s;
+    CO_TRY_ASSIGN(std::string cluster_value, control::encode(cluster_));
+    CO_TRY_ASSIGN(std::string node_value, control::encode(node_));
+    control::Transaction birth;
+    birth.push_back(control::create(std::string(control::kClusterKey), std::move(cluster_value)));
+    birth.push_back(control::create(control::node_key(node_.id), std::move(node_value)));
+    CO_TRY(co_await store_.compare_and_set(std::move(birth)));
+    LOG_INFO("cluster created cluster={} node={} name={}", cluster_.id, node_.id, node_.name);
+    co_return Result<void>();
+}
+
+Task<Result<void>> LocalNode::load_devices() {
+    CO_TRY_ASSIGN(control::Page page,
+                  co_await control::list_all(store_, std::string(control::kDevicePrefix)));
+    for (const control::KeyValue& entry : page.entries) {
+        CO_TRY_ASSIGN(control::DeviceRecord record,
+                      control::decode<control::DeviceRecord>(entry.value));
+        if (record.node == node_.id) co_await devices_.open(std::move(record), background_);
+    }
+    co_return Result<void>();
+}
+
+Task<Result<void>> LocalNode::load_volumes() {
+    CO_TRY_ASSIGN(control::Page page,
+                  co_await control::list_all(store_, std::string(control::kVolumePrefix)));
+    for (control::KeyValue& stored : page.entries) {
+        Result<control::VolumeRecord> record = control::decode<control::VolumeRecord>(stored.value);
+        if (!record) co_return fail(std::move(record).error().within(stored.key));
+        StoredVolume volume{std::move(*record), stored.mod_revision};
+        if (volume.record.lifecycle == control::Lifecycle::deleting) {
+            gate_.spawn(env_.executor, finish_deletion_later(std::move(volume)));
+            continue;
+        }
+        auto entry = std::make_shared<Entry>();
+        entry->stored = std::move(volume);
+        names_[entry->record().name] = entry;
+        entries_[entry->record().id] = entry;
+    }
+    CO_TRY_ASSIGN(control::Page mounts,
+                  co_await control::list_all(store_, control::mount_prefix(node_.id)));
+    for (const control::KeyValue& stored : mounts.entries) {
+        auto found = entries_.find(control::volume_of_mount_key(stored.key));
+        Result<control::MountRecord> record = control::decode_mount(stored.value);
+        if (!record) co_return fail(std::move(record).error().within(stored.key));
+        if (found != entries_.end()) found->second->mounts = std::move(*record);
+    }
+    co_return Result<void>();
+}
+
+// The kernel kept these mounted while no daemon ran; their I/O waits for us. Everything else has
+// lost its mounts (a reboot), so nobody holds it any more, whatever the records say.
+Task<void> LocalNode::resume_attached() {
+    std::vector<VolumeId> surviving;
+    if (attachments_ != nullptr) {
+        Result<std::vector<VolumeId>> found = co_await attachments_->find_surviving();
+        if (!found) {
+            LOG_ERROR("attached volumes not found why=\"{}\"", found.error().text());
+            co_return;
+        }
+        surviving = std::move(*found);
+    }
+    std::vector<VolumeId> resumed_none;
+    for (VolumeId id : surviving) {
+        auto found = entries_.find(id);
+        if (found == entries_.end()) {
+            LOG_WARN("an unknown volume is attached volume={} next=\"peplos doctor --fix\"", id);
+            continue;
+        }
+        EntryPtr entry = found->second;
+        auto guard = co_await entry->lock.lock();
+        Result<void> opened = co_await open_volume(*entry);
+        if (!opened) {
+            LOG_ERROR("attached volume not served volume={} why=\"{}\"", id, opened.error().text());
+            continue;
+        }
+        AttachSpec spec = attach_spec(*entry);
+        Result<AttachInfo> resumed = co_await attachments_->resume(std::move(spec), entry->open);
+        if (!resumed && resumed.error().code() == Code::not_found) {
+            // It was on its way up or down, and nobody uses it.
+            resumed_none.push_back(id);
+            continue;
+        }
+        if (!resumed) {
+            entry->problem = resumed.error().message();
+            LOG_ERROR("attached volume not resumed volume={} why=\"{}\"", id,
+                      resumed.error().text());
+            continue;
+        }
+        entry->path = resumed->path;
+        LOG_INFO("volume resumed volume={} name={} device={}", id, entry->record().name,
+                 resumed->device);
+    }
+    for (const auto& [id, entry] : entries_) {
+        if (entry->is_attached() || entry->mounts.holders.empty()) continue;
+        bool is_used =
+            std::find(surviving.begin(), surviving.end(), id) != surviving.end() &&
+            std::find(resumed_none.begin(), resumed_none.end(), id) == resumed_none.end();
+        if (is_used) continue;
+        entry->mounts.holders.clear();
+        Result<void> stored = co_await store_mounts(*entry);
+        if (!stored) LOG_WARN("mounts not stored volume={} why=\"{}\"", id, stored.error().text());
+    }
+}
+
+// A volume whose journal holds more than its last checkpoint is adopted and drained, mounted or
+// not, so that no tail waits in the ring for somebody to come.
+Task<void> LocalNode::recover_tails() {
+    std::vector<VolumeId> wanted;
+    for (const auto& member : devices_.members()) {
+        if (!member->is_usable()) continue;
+        for (const replica::RetainedVolume& retained : member->journal->volumes()) {
+            // An empty log keeps a fence and a root, a few hundred bytes.
+            if (retained.retained_bytes > 64 * kKiB) wanted.push_back(retained.volume);
+        }
+    }
+    for (VolumeId id : wanted) {
+        if (gate_.is_closed()) co_return;
+        auto found = entries_.find(id);
+        if (found == entries_.end()) continue;
+        EntryPtr entry = found->second;
+        auto guard = co_await entry->lock.lock();
+        if (entry->gone || entry->open != nullptr || gate_.is_closed()) continue;
+        Result<void> opened = co_await open_volume(*entry);
+        if (opened) opened = co_await close_volume(*entry);
+        if (!opened) {
+            LOG_ERROR("volume not recovered volume={} why=\"{}\"", id, opened.error().text());
+        }
+    }
+}
+
+// The first half of a takeover: the record says RECOVERING under a new epoch, which freezes the
+// ensemble. The new epoch is above the record's and above every fence the device has seen, because
+// a control store restored from a backup may have gone back.
+Task<Result<StoredVolume>> LocalNode::claim(const Entry& entry, DeviceSet::Member& home) {
+    Epoch seen = entry.record().epoch;
+    for (const replica::RetainedVolume& retained : home.journal->volumes()) {
+        if (retained.volume == entry.record().id) seen = std::max(seen, retained.fence);
+    }
+    control::VolumeRecord record = entry.record();
+    record.owner = node_.id;
+    record.epoch = seen.next();
+    record.state = control::OwnershipState::recovering;
+    co_return co_await write_volume(store_, std::move(record), entry.stored.revision);
+}
+
+// Requires: the entry's lock. Claim, fence and recover, record the ensemble, then serve.
+Task<Result<void>> LocalNode::open_volume(Entry& entry) {
+    if (entry.open != nullptr && !entry.open->faulted()) co_return Result<void>();
+    if (entry.open != nullptr) co_await drop_faulted(entry);
+    DeviceSet::Member* home = nullptr;
+    volume::VolumeParams params;
+    if (entry.record().ensemble.empty()) {
+        CO_TRY_ASSIGN(home, devices_.choose_home());
+    } else {
+        const control::EnsembleMember& member = entry.record().ensemble.front();
+        CO_TRY_ASSIGN(home, devices_.find(member.device));
+        params.recorded = replica::Membership{member.incarnation, member.token};
+    }
+    Result<StoredVolume> claimed = co_await claim(entry, *home);
+    if (!claimed) {
+        entry.problem = claimed.error().message();
+        co_return fail(std::move(claimed).error());
+    }
+    entry.stored = std::move(*claimed);
+    params.id = entry.record().id;
+    params.lineage = entry.record().lineage;
+    params.size_bytes = entry.record().size_bytes;
+    params.sector_bytes = entry.record().sector_bytes;
+    params.epoch = entry.record().epoch;
+    params.token = OpenToken(env_.rng.next_id());
+    OpenToken token = params.token;
+    bool is_new = !params.recorded.has_value();
+    Result<std::unique_ptr<volume::Volume>> opened =
+        is_new ? co_await volume::Volume::create(*home->resources, std::move(params))
+               : co_await volume::Volume::open(*home->resources, std::move(params));
+    if (!opened) {
+        entry.problem = opened.error().message();
+        co_return fail(std::move(opened).error());
+    }
+    replica::Membership membership = home->journal->membership_for(token);
+    control::VolumeRecord record = entry.record();
+    record.state = control::OwnershipState::open;
+    record.version += 1;
+    record.size_bytes = std::max(record.size_bytes, (*opened)->size_bytes());
+    record.ensemble = {control::EnsembleMember{node_.id, home->record.id, membership.incarnation,
+                                               membership.token}};
+    Result<StoredVolume> stored =
+        co_await write_volume(store_, std::move(record), entry.stored.revision);
+    if (!stored) {
+        entry.problem = stored.error().message();
+        co_await (*opened)->stop();
+        co_return fail(std::move(stored).error());
+    }
+    entry.stored = std::move(*stored);
+    entry.open = std::move(*opened);
+    entry.home = home;
+    entry.problem.clear();
+    if (background_ != nullptr) background_->opened(*entry.open);
+    LOG_INFO("volume open volume={} name={} epoch={}", entry.record().id, entry.record().name,
+             entry.record().epoch);
+    co_return Result<void>();
+}
+
+// Requires: the entry's lock, and no attachment.
+Task<Result<void>> LocalNode::close_volume(Entry& entry) {
+    if (entry.open == nullptr) co_return Result<void>();
+    if (background_ != nullptr) co_await background_->closing(*entry.open);
+    entry.used_bytes_seen = entry.open->stats().live_bytes;
+    Result<void> closed = co_await entry.open->close();
+    entry.open.reset();
+    entry.home = nullptr;
+    if (!closed && closed.error().code() == Code::no_space) {
+        // Nothing is lost: what could not be drained is in the journal.
+        LOG_WARN("volume closed undrained volume={} why=\"{}\"", entry.record().id,
+                 closed.error().text());
+        co_return Result<void>();
+    }
+    co_return closed;
+}
+
+Task<void> LocalNode::drop_faulted(Entry& entry) {
+    if (background_ != nullptr) co_await background_->closing(*entry.open);
+    co_await entry.open->stop();
+    entry.open.reset();
+    entry.home = nullptr;
+}
+
+Task<void> LocalNode::stop() {
+    stopping_.set();
+    release_alarm_.ring();
+    release_delay_.ring();
+    trim_alarm_.ring();
+    creating_changed_.wake_all();
+    co_await gate_.close();
+    if (attachments_ != nullptr) co_await attachments_->pause_all();
+    for (const auto& [id, entry] : entries_) {
+        if (entry->open == nullptr) continue;
+        if (background_ != nullptr) co_await background_->closing(*entry->open);
+        co_await entry->open->stop();
+        entry->open.reset();
+    }
+    entries_.clear();
+    names_.clear();
+    co_await devices_.close();
+}
+
+}  // namespace peplos::fabric

@@ -1,0 +1,285 @@
+#include "fabric/local_node.h"
+
+#include <gtest/gtest.h>
+
+#include "control/memory_store.h"
+#include "sim/world.h"
+
+namespace peplos::fabric {
+namespace {
+
+// A host that mounts nothing: it remembers what it was asked, and refuses when told.
+class FakeHost final : public Attachments {
+  public:
+    Task<Result<AttachInfo>> attach(AttachSpec spec, std::shared_ptr<volume::BlockDevice> device,
+                                    Formatted formatted) override {
+        if (refuse_attach) co_return fail(Code::unavailable, "the host refuses");
+        if (spec.blank) {
+            ++formats;
+            CO_TRY(co_await formatted(spec.id));
+        }
+        devices[spec.id] = std::move(device);
+        co_return info_for(spec.id);
+    }
+    Task<Result<void>> detach(VolumeId id) override {
+        if (busy) co_return fail(Code::busy, "the kernel says that pid 7 uses it");
+        devices.erase(id);
+        co_return Result<void>();
+    }
+    Task<Result<void>> detach_forced(VolumeId id) override {
+        devices.erase(id);
+        co_return Result<void>();
+    }
+    Task<Result<std::vector<VolumeId>>> find_surviving() override { co_return surviving; }
+    Task<Result<AttachInfo>> resume(AttachSpec spec,
+                                    std::shared_ptr<volume::BlockDevice> device) override {
+        devices[spec.id] = std::move(device);
+        co_return info_for(spec.id);
+    }
+    Task<Result<std::string>> grow(VolumeId) override { co_return std::string("grown online"); }
+    Task<Result<uint64_t>> trim(VolumeId) override { co_return uint64_t{0}; }
+    Result<AttachInfo> info(VolumeId id) const override {
+        if (!devices.contains(id)) return fail(Code::not_found, "not attached");
+        return info_for(id);
+    }
+    std::vector<AttachInfo> list() const override { return {}; }
+    Task<void> pause_all() override {
+        devices.clear();
+        co_return;
+    }
+
+    std::map<VolumeId, std::shared_ptr<volume::BlockDevice>> devices;
+    std::vector<VolumeId> surviving;
+    int formats = 0;
+    bool busy = false;
+    bool refuse_attach = false;
+
+  private:
+    static AttachInfo info_for(VolumeId id) {
+        AttachInfo info;
+        info.id = id;
+        info.way = "fake";
+        info.path = fmt::format("/mnt/{}/data", id);
+        return info;
+    }
+};
+
+struct Host {
+    explicit Host(sim::World& world, control::Store& store)
+        : node(world.env(), store, LocalNodeOptions{.name = "host1", .trim_interval = {}}) {
+        node.set_attachments(&fake);
+    }
+    FakeHost fake;
+    LocalNode node;
+};
+
+class LocalNodeTest : public testing::Test {
+  protected:
+    void boot() {
+        host = std::make_unique<Host>(world, store);
+        Result<void> started = world.run(host->node.start());
+        ASSERT_TRUE(started) << started.error().text();
+    }
+    void boot_with_device() {
+        boot();
+        auto device = world.run(host->node.add_device("/disk0", 512 * kMiB, "ssd"));
+        ASSERT_TRUE(device) << device.error().text();
+    }
+    void shut_down() {
+        world.run(host->node.stop());
+        host.reset();
+    }
+    // kill -9: no stop, the objects go after the process is dead.
+    void kill() {
+        world.kill();
+        host.reset();
+    }
+    Result<VolumeInfo> create(const std::string& name, uint64_t bytes = 64 * kMiB) {
+        VolumeSpec spec;
+        spec.name = name;
+        spec.size_bytes = bytes;
+        return world.run(host->node.create_volume(spec));
+    }
+    Result<std::string> mount(const std::string& name, const std::string& holder) {
+        return world.run(host->node.mount(name, holder));
+    }
+    volume::BlockDevice& device_of(const std::string& name) {
+        VolumeId id = world.run(host->node.volume(name))->id;
+        return *host->fake.devices.at(id);
+    }
+    void TearDown() override {
+        if (host != nullptr) shut_down();
+    }
+
+    sim::World world{42};
+    control::MemoryStore store;
+    std::unique_ptr<Host> host;
+};
+
+TEST_F(LocalNodeTest, WithoutADeviceItSaysWhatToDo) {
+    boot();
+    Result<VolumeInfo> created = create("data");
+    ASSERT_FALSE(created);
+    EXPECT_EQ(created.error().code(), Code::unavailable);
+    EXPECT_NE(created.error().message().find("peplos device add"), std::string::npos);
+    EXPECT_EQ(world.run(host->node.status())->health.light, Light::red);
+}
+
+TEST_F(LocalNodeTest, CreateIsIdempotentAndRefusesADifferentSpec) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    VolumeId id = world.run(host->node.volume("data"))->id;
+    ASSERT_TRUE(create("data"));
+    EXPECT_EQ(world.run(host->node.volume("data"))->id, id);
+    Result<VolumeInfo> other = create("data", 128 * kMiB);
+    ASSERT_FALSE(other);
+    EXPECT_EQ(other.error().code(), Code::already_exists);
+    EXPECT_NE(other.error().message().find("size"), std::string::npos);
+}
+
+TEST_F(LocalNodeTest, BytesOutliveStopAndKill) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    Buffer bytes = Buffer::zeroed(kBlockBytes);
+    std::memset(bytes.data(), 0x5a, bytes.size());
+    ASSERT_TRUE(world.run(device_of("data").write(8 * kBlockBytes, bytes)));
+    shut_down();
+    boot();
+    ASSERT_TRUE(mount("data", "c2"));
+    Buffer read = Buffer::zeroed(kBlockBytes);
+    ASSERT_TRUE(world.run(device_of("data").read(8 * kBlockBytes, read)));
+    EXPECT_EQ(std::memcmp(read.data(), bytes.data(), kBlockBytes), 0);
+    std::memset(bytes.data(), 0x77, bytes.size());
+    ASSERT_TRUE(
+        world.run(device_of("data").write(9 * kBlockBytes, Buffer::copy_of(bytes.bytes()))));
+    kill();
+    boot();
+    ASSERT_TRUE(mount("data", "c3"));
+    ASSERT_TRUE(world.run(device_of("data").read(9 * kBlockBytes, read)));
+    EXPECT_EQ(std::memcmp(read.data(), bytes.data(), kBlockBytes), 0);
+    EXPECT_EQ(host->fake.formats, 0) << "a formatted volume is never formatted again";
+}
+
+TEST_F(LocalNodeTest, CopyWithTheContainersOwnIdLeavesItsMount) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    ASSERT_TRUE(mount("data", "c1"));
+    ASSERT_TRUE(world.run(host->node.unmount("data", "c1")));
+    world.run_for(std::chrono::minutes(1));
+    EXPECT_EQ(host->fake.devices.size(), 1u);
+    ASSERT_TRUE(world.run(host->node.unmount("data", "c1")));
+    ASSERT_TRUE(world.run(host->node.unmount("data", "unknown")));
+    world.run_for(std::chrono::minutes(1));
+    EXPECT_TRUE(host->fake.devices.empty());
+    EXPECT_EQ(world.run(host->node.volume("data"))->state, "available");
+}
+
+TEST_F(LocalNodeTest, RemoveNamesTheHolderAndFreesTheSpace) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "container-17"));
+    Result<void> removed = world.run(host->node.remove_volume("data"));
+    ASSERT_FALSE(removed);
+    EXPECT_EQ(removed.error().code(), Code::busy);
+    EXPECT_NE(removed.error().message().find("container-17"), std::string::npos);
+    Buffer large = Buffer::zeroed(kMiB);
+    for (uint64_t i = 0; i < 40; ++i) {
+        ASSERT_TRUE(world.run(device_of("data").write(i * kMiB, large)));
+    }
+    ASSERT_TRUE(world.run(host->node.unmount("data", "container-17")));
+    ASSERT_TRUE(world.run(host->node.remove_volume("data")));
+    world.run_for(std::chrono::minutes(1));
+    NodeStatus status = *world.run(host->node.status());
+    EXPECT_EQ(status.free_bytes, status.capacity_bytes);
+    EXPECT_EQ(world.run(host->node.volume("data")).error().code(), Code::not_found);
+}
+
+TEST_F(LocalNodeTest, ADeletionCutShortIsFinishedAtTheNextStart) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    ASSERT_TRUE(world.run(device_of("data").write(0, Buffer::zeroed(kMiB))));
+    ASSERT_TRUE(world.run(host->node.unmount("data", "c1")));
+    ASSERT_TRUE(world.run(host->node.remove_volume("data")));
+    kill();
+    boot();
+    world.run_for(std::chrono::minutes(1));
+    NodeStatus status = *world.run(host->node.status());
+    EXPECT_EQ(status.volume_count, 0u);
+    EXPECT_EQ(status.free_bytes, status.capacity_bytes);
+}
+
+TEST_F(LocalNodeTest, HoldersSurviveTheDaemonWhileTheKernelKeepsTheMount) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(create("other"));
+    ASSERT_TRUE(mount("data", "c1"));
+    ASSERT_TRUE(mount("other", "c2"));
+    VolumeId id = world.run(host->node.volume("data"))->id;
+    kill();
+    host = std::make_unique<Host>(world, store);
+    host->fake.surviving = {id};
+    ASSERT_TRUE(world.run(host->node.start()));
+    EXPECT_EQ(world.run(host->node.volume("data"))->holders, std::vector<std::string>{"c1"});
+    EXPECT_EQ(world.run(host->node.volume("data"))->state, "attached");
+    EXPECT_TRUE(world.run(host->node.volume("other"))->holders.empty());
+    EXPECT_TRUE(world.run(host->node.remove_volume("other")));
+    EXPECT_FALSE(world.run(host->node.remove_volume("data")));
+}
+
+TEST_F(LocalNodeTest, ABusyKernelKeepsTheVolumeAttached) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    host->fake.busy = true;
+    ASSERT_TRUE(world.run(host->node.forget_holders()));
+    world.run_for(std::chrono::minutes(1));
+    EXPECT_EQ(world.run(host->node.volume("data"))->state, "attached");
+    Result<void> removed = world.run(host->node.remove_volume("data"));
+    ASSERT_FALSE(removed);
+    EXPECT_NE(removed.error().message().find("pid 7"), std::string::npos);
+    host->fake.busy = false;
+    world.run_for(std::chrono::minutes(1));
+    EXPECT_EQ(world.run(host->node.volume("data"))->state, "available");
+}
+
+TEST_F(LocalNodeTest, AFailedMountLeavesNoHolder) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    host->fake.refuse_attach = true;
+    ASSERT_FALSE(mount("data", "c1"));
+    EXPECT_TRUE(world.run(host->node.volume("data"))->holders.empty());
+    host->fake.refuse_attach = false;
+    ASSERT_TRUE(mount("data", "c1"));
+    EXPECT_EQ(world.run(host->node.volume("data"))->health.light, Light::green);
+}
+
+TEST_F(LocalNodeTest, UnknownOutcomesOfTheControlStoreAreSettledByReading) {
+    boot_with_device();
+    store.queue_mishap(control::MemoryStore::Mishap::unknown_applied);
+    ASSERT_TRUE(create("data"));
+    store.queue_mishap(control::MemoryStore::Mishap::unknown_applied);
+    ASSERT_TRUE(mount("data", "c1"));
+    store.queue_mishap(control::MemoryStore::Mishap::unknown_lost);
+    Result<VolumeInfo> lost = create("more");
+    ASSERT_FALSE(lost);
+    EXPECT_EQ(lost.error().code(), Code::unavailable);
+    ASSERT_TRUE(create("more"));
+}
+
+TEST_F(LocalNodeTest, GrowReachesTheRecordAndNeverShrinks) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    EXPECT_EQ(*world.run(host->node.grow_volume("data", 128 * kMiB)), "grown online");
+    EXPECT_EQ(device_of("data").size_bytes(), 128 * kMiB);
+    EXPECT_FALSE(world.run(host->node.grow_volume("data", 64 * kMiB)));
+    kill();
+    boot();
+    EXPECT_EQ(world.run(host->node.volume("data"))->spec.size_bytes, 128 * kMiB);
+}
+
+}  // namespace
+}  // namespace peplos::fabric
