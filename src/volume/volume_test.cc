@@ -1,0 +1,81 @@
+#include "volume/volume.h"
+
+#include "volume/volume_test_rig.h"
+
+namespace peplos::volume {
+namespace {
+
+#define ASSERT_OK(expression)                               \
+    do {                                                    \
+        auto&& ok_result = (expression);                    \
+        ASSERT_TRUE(ok_result) << ok_result.error().text(); \
+    } while (false)
+
+TEST(Volume, UnwrittenBlocksReadAsZeros) {
+    Rig rig(1);
+    rig.make();
+    rig.expect_all();
+}
+
+TEST(Volume, WritesAreThereAfterDrainCheckpointAndReopen) {
+    Rig rig(2);
+    rig.make();
+    ASSERT_OK(rig.world.run(rig.write(0, 4096)));
+    ASSERT_OK(rig.world.run(rig.write(8192, 64 * kKiB)));
+    ASSERT_OK(rig.world.run(rig.write(1 * kMiB, 256 * kKiB)));
+    ASSERT_OK(rig.world.run(rig.write(5 * kMiB + 512, 512)));
+    ASSERT_OK(rig.world.run(rig.zero(16 * kKiB, 8 * kKiB)));
+    rig.expect_all();
+    rig.reopen();
+    rig.expect_all();
+    ASSERT_OK(rig.world.run(rig.volume->drain()));
+    rig.expect_all();
+    EXPECT_EQ(rig.volume->stats().undrained_bytes, 0u);
+    rig.reopen();
+    rig.expect_all();
+    ASSERT_OK(rig.world.run(rig.volume->checkpoint()));
+    rig.expect_all();
+    rig.reopen();
+    rig.expect_all();
+}
+
+TEST(Volume, CloseLeavesNothingToReplay) {
+    Rig rig(3);
+    rig.make();
+    ASSERT_OK(rig.world.run(rig.write(4096, 4096)));
+    ASSERT_OK(rig.world.run(rig.volume->close()));
+    rig.reopen();
+    EXPECT_EQ(rig.volume->stats().undrained_bytes, 0u);
+    EXPECT_EQ(rig.volume->pressure().replay_bytes, 0u);
+    rig.expect_all();
+}
+
+TEST(Volume, A16TiBVolumeIsMadeInConstantTime) {
+    RigOptions options;
+    options.volume_bytes = kMiB;
+    Rig rig(4, options);
+    rig.make();
+    VolumeParams params{.id = VolumeId(77),
+                        .lineage = LineageId(78),
+                        .size_bytes = 16 * kTiB,
+                        .sector_bytes = 4096,
+                        .epoch = Epoch(1),
+                        .token = OpenToken(5),
+                        .recorded = {}};
+    uint64_t events = rig.world.event_count();
+    auto made = rig.world.run(Volume::create(*rig.resources, params));
+    ASSERT_OK(made);
+    EXPECT_LT(rig.world.event_count() - events, 1000u);
+    Buffer block = Buffer::zeroed(4096);
+    std::memset(block.data(), 7, 4096);
+    ASSERT_OK(rig.world.run((*made)->write(16 * kTiB - 4096, block)));
+    ASSERT_OK(rig.world.run((*made)->zero(0, 16 * kTiB - 4096)));
+    ASSERT_OK(rig.world.run((*made)->drain()));
+    Buffer back = Buffer::allocate(4096);
+    ASSERT_OK(rig.world.run((*made)->read(16 * kTiB - 4096, back)));
+    EXPECT_EQ(std::memcmp(block.data(), back.data(), 4096), 0);
+    rig.world.run((*made)->stop());
+}
+
+}  // namespace
+}  // namespace peplos::volume
