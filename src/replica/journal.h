@@ -101,7 +101,8 @@ class [[nodiscard]] AppendTicket {
     std::unique_ptr<State, Drop> state_;
 };
 
-// A volume's log while one owner holds it under one epoch. Lives on one executor.
+// A volume's log while one owner holds it under one epoch. Lives on one executor; it is destroyed
+// before its journal, and when no call of it is under way.
 //
 // How to append: (1) admit() a record while it has no LSN yet (this is the back-pressure);
 // (2) without suspension give it lsn = next_lsn() and submit() it; (3) wait() for durability.

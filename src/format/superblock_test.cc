@@ -1,0 +1,91 @@
+#include "format/superblock.h"
+
+#include <gtest/gtest.h>
+
+#include "base/crc32c.h"
+#include "format/unit_entry.h"
+
+namespace peplos::format {
+namespace {
+
+Superblock sample() {
+    Superblock superblock = *plan_device(1 * kGiB, 64 * kMiB, MediaClass::ssd);
+    superblock.device.bytes[3] = 9;
+    superblock.incarnation = Incarnation(77);
+    superblock.boot = Boot(5);
+    return superblock;
+}
+
+TEST(Superblock, ComesBackAndNoticesEveryFlippedByte) {
+    std::vector<std::byte> block(kSuperblockBytes);
+    encode_superblock(sample(), block);
+    auto decoded = decode_superblock(block);
+    ASSERT_TRUE(decoded) << decoded.error().text();
+    EXPECT_EQ(*decoded, sample());
+    for (size_t i = 0; i < block.size(); ++i) {
+        block[i] ^= std::byte{0x80};
+        EXPECT_FALSE(decode_superblock(block)) << i;
+        block[i] ^= std::byte{0x80};
+    }
+    EXPECT_FALSE(decode_superblock(Bytes(block).first(100)));
+}
+
+TEST(Superblock, ANewerVersionIsRefusedAsUnsupported) {
+    std::vector<std::byte> block(kSuperblockBytes);
+    encode_superblock(sample(), block);
+    block[12] = std::byte{9};
+    uint32_t crc = crc32c(Bytes(block).subspan(12));
+    std::memcpy(block.data() + 8, &crc, sizeof(crc));
+    auto decoded = decode_superblock(block);
+    ASSERT_FALSE(decoded);
+    EXPECT_EQ(decoded.error().code(), Code::unsupported);
+}
+
+TEST(Superblock, PlansEverySizeWithoutOverlap) {
+    for (uint64_t bytes = 1 * kMiB; bytes < 3 * kGiB; bytes += 37 * kMiB + 4096) {
+        auto plan = plan_device(bytes, 16 * kMiB, MediaClass::nvme);
+        if (!plan) {
+            EXPECT_LT(bytes, 64 * kMiB);
+            continue;
+        }
+        EXPECT_GE(plan->unit_count, 32u);
+        EXPECT_EQ(plan->units_offset % kMiB, 0u);
+        std::vector<std::byte> block(kSuperblockBytes);
+        encode_superblock(*plan, block);
+        EXPECT_TRUE(decode_superblock(block));
+    }
+    EXPECT_FALSE(plan_device(1 * kGiB, 1 * kMiB, MediaClass::nvme));
+    EXPECT_FALSE(plan_device(100 * kMiB, 1 * kGiB, MediaClass::nvme));
+}
+
+TEST(UnitEntry, ComesBackOnlyInItsOwnPlace) {
+    UnitEntry entry;
+    entry.kind = SegmentKind::map;
+    entry.unit_count = 8;
+    entry.segment = {VolumeId(1), 2, 3};
+    entry.lineage = LineageId(4);
+    entry.volume = VolumeId(5);
+    UnitEntryBytes bytes = encode_unit_entry(entry, 16, Incarnation(6));
+    auto decoded = decode_unit_entry(bytes, 16, Incarnation(6));
+    ASSERT_TRUE(decoded) << decoded.error().text();
+    EXPECT_EQ(**decoded, entry);
+    EXPECT_FALSE(decode_unit_entry(bytes, 24, Incarnation(6)));
+    EXPECT_FALSE(decode_unit_entry(bytes, 16, Incarnation(7)));
+    for (std::byte& byte : bytes) {
+        byte ^= std::byte{4};
+        EXPECT_FALSE(decode_unit_entry(bytes, 16, Incarnation(6)));
+        byte ^= std::byte{4};
+    }
+    auto empty = decode_unit_entry(UnitEntryBytes{}, 16, Incarnation(6));
+    ASSERT_TRUE(empty);
+    EXPECT_FALSE(*empty);
+    UnitEntry prepared;
+    prepared.state = UnitState::prepared;
+    auto back =
+        decode_unit_entry(encode_unit_entry(prepared, 3, Incarnation(6)), 3, Incarnation(6));
+    ASSERT_TRUE(back);
+    EXPECT_EQ((*back)->state, UnitState::prepared);
+}
+
+}  // namespace
+}  // namespace peplos::format

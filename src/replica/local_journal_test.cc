@@ -1,0 +1,507 @@
+#include "replica/local_journal.h"
+
+#include <gtest/gtest.h>
+
+#include "base/crc32c.h"
+#include "sim/world.h"
+
+namespace peplos::replica {
+namespace {
+
+using format::Record;
+using format::RecordType;
+
+constexpr uint64_t kDiskBytes = 64 * kMiB;
+constexpr uint64_t kRingBytes = limits::kRingBytesMin;
+const char* const kPath = "disk0";
+
+// One process's hold on the device.
+struct Node {
+    std::unique_ptr<media::Device> device;
+    std::unique_ptr<LocalJournal> journal;
+    void reset() {
+        journal.reset();
+        device.reset();
+    }
+};
+
+Task<Result<void>> format_disk(runtime::Env& env) {
+    CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kPath, {.create_bytes = kDiskBytes}));
+    media::FormatOptions options;
+    options.ring_bytes = kRingBytes;
+    options.existing = media::FormatOptions::Existing::overwrite;
+    co_return co_await media::format_device(*disk, options, env.rng);
+}
+
+Task<Result<void>> start(runtime::Env& env, Node* node) {
+    CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kPath, {}));
+    CO_TRY_ASSIGN(node->device, co_await media::Device::open(env, std::move(disk)));
+    CO_TRY_ASSIGN(node->journal, co_await LocalJournal::open(env, *node->device));
+    co_return Result<void>{};
+}
+
+Task<void> stop(Node* node) {
+    co_await node->journal->stop();
+    co_await node->device->close();
+}
+
+Buffer block_of(uint64_t value) {
+    Buffer out = Buffer::allocate(kBlockBytes);
+    for (size_t i = 0; i < out.size(); i += 8)
+        std::memcpy(out.data() + i, &value, 8);
+    return out;
+}
+
+Record write_of(uint64_t lba, uint64_t value, uint32_t blocks = 1) {
+    Record record;
+    record.type = RecordType::write;
+    record.lba = Lba(lba);
+    record.block_count = blocks;
+    for (uint32_t i = 0; i < blocks; ++i) {
+        record.payload.push_back(block_of(value + i));
+        record.crcs.push_back(crc32c(std::as_const(record.payload.back()).bytes()));
+    }
+    return record;
+}
+
+Record seal_of(Lsn drained) {
+    Record record;
+    record.type = RecordType::seal;
+    record.body = format::SealBody{drained, {}, {}};
+    return record;
+}
+
+Record root_of(Lsn drained, Lsn meta) {
+    Record record;
+    record.type = RecordType::root;
+    record.body = format::RootBody{.drained_lsn = drained, .meta_lsn = meta, .size_blocks = 9};
+    return record;
+}
+
+uint64_t value_of(const Record& record, size_t block) {
+    uint64_t value = 0;
+    std::memcpy(&value, record.payload[0].data() + block * kBlockBytes, 8);
+    return value;
+}
+
+struct Collector final : RecordVisitor {
+    Task<Result<void>> on_record(Record record) override {
+        records.push_back(std::move(record));
+        co_return Result<void>{};
+    }
+    std::vector<Record> records;
+};
+
+struct JournalTest : testing::Test {
+    void SetUp() override {
+        ok(world.run(format_disk(world.env())));
+        begin();
+    }
+    void TearDown() override {
+        if (node.journal) end();
+    }
+    template <typename T>
+    T ok(Result<T> result) {
+        if (!result) throw std::runtime_error(result.error().text());
+        if constexpr (!std::is_void_v<T>) return std::move(*result);
+    }
+    void begin() { ok(world.run(start(world.env(), &node))); }
+    void end() {
+        world.run(stop(&node));
+        node.reset();
+    }
+    void crash(sim::CrashMode mode = sim::CrashMode::by_seed) {
+        world.crash({.mode = mode});
+        node.reset();
+    }
+    OpenRequest request(VolumeId volume, uint64_t epoch) {
+        OpenRequest out;
+        out.volume = volume;
+        out.lineage = LineageId(volume.value + 100);
+        out.epoch = Epoch(epoch);
+        out.token = OpenToken(1000 + epoch);
+        if (recorded.contains(volume)) out.recorded = recorded[volume];
+        return out;
+    }
+    std::unique_ptr<VolumeLog> open(VolumeId volume, uint64_t epoch) {
+        OpenRequest asked = request(volume, epoch);
+        auto log = ok(world.run(node.journal->open(asked)));
+        if (log->tail().outcome == LogOutcome::complete)
+            recorded[volume] = node.journal->membership_for(asked.token);
+        return log;
+    }
+    Lsn put(VolumeLog& log, Record record) { return ok(world.run(log.append(std::move(record)))); }
+    std::vector<Record> replay(VolumeLog& log) {
+        Collector collector;
+        ok(world.run(log.replay(collector)));
+        return std::move(collector.records);
+    }
+
+    sim::World world{3};
+    Node node;
+    std::map<VolumeId, Membership> recorded;  // the control store
+};
+
+TEST_F(JournalTest, GivesTheTailBackInOrder) {
+    auto log = open(VolumeId(1), 1);
+    EXPECT_EQ(log->tail().outcome, LogOutcome::complete);
+    EXPECT_EQ(log->tail().last_lsn, Lsn(0));
+    for (uint64_t i = 1; i <= 5; ++i)
+        EXPECT_EQ(put(*log, write_of(i, i * 10, 2)), Lsn(i));
+    log.reset();
+    end();
+    begin();
+    log = open(VolumeId(1), 2);
+    EXPECT_EQ(log->tail().outcome, LogOutcome::complete) << log->tail().reason;
+    EXPECT_EQ(log->tail().last_lsn, Lsn(5));
+    EXPECT_EQ(log->tail().fence_before, Epoch(1));
+    std::vector<Record> records = replay(*log);
+    ASSERT_EQ(records.size(), 5u);
+    for (uint64_t i = 1; i <= 5; ++i) {
+        EXPECT_EQ(records[i - 1].lsn, Lsn(i));
+        EXPECT_EQ(records[i - 1].lba, Lba(i));
+        EXPECT_EQ(value_of(records[i - 1], 1), i * 10 + 1);
+    }
+    EXPECT_EQ(put(*log, write_of(1, 1)), Lsn(6));
+}
+
+TEST_F(JournalTest, FencesTheOldOwner) {
+    auto old_log = open(VolumeId(1), 1);
+    put(*old_log, write_of(1, 1));
+    auto refused = world.run(node.journal->open(request(VolumeId(1), 1)));
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code(), Code::fenced);
+    auto new_log = open(VolumeId(1), 5);
+    auto late = world.run(old_log->append(write_of(1, 2)));
+    ASSERT_FALSE(late);
+    EXPECT_EQ(late.error().code(), Code::fenced);
+    old_log.reset();
+    EXPECT_EQ(put(*new_log, write_of(1, 3)), Lsn(2));
+    new_log.reset();
+    crash();
+    begin();
+    auto stale = world.run(node.journal->open(request(VolumeId(1), 5)));
+    ASSERT_FALSE(stale) << "the fence is durable";
+    EXPECT_EQ(stale.error().code(), Code::fenced);
+}
+
+TEST_F(JournalTest, AWipedDeviceCannotTell) {
+    auto log = open(VolumeId(1), 1);
+    put(*log, write_of(1, 1));
+    log.reset();
+    end();
+    ok(world.run(format_disk(world.env())));
+    begin();
+    for (uint64_t epoch = 2; epoch < 4; ++epoch) {
+        // Asking twice does not make it know.
+        log = open(VolumeId(1), epoch);
+        EXPECT_EQ(log->tail().outcome, LogOutcome::unknown);
+        EXPECT_NE(log->tail().reason.find("formatted anew"), std::string::npos);
+        log.reset();
+    }
+}
+
+TEST_F(JournalTest, ATokenNobodyRecordedDoesNotVouch) {
+    auto log = open(VolumeId(1), 1);
+    put(*log, write_of(1, 1));
+    log.reset();
+    Membership good = recorded[VolumeId(1)];
+    recorded[VolumeId(1)].token = OpenToken(4711);
+    EXPECT_EQ(open(VolumeId(1), 2)->tail().outcome, LogOutcome::unknown);
+    EXPECT_EQ(open(VolumeId(1), 3)->tail().outcome, LogOutcome::unknown);
+    // A crash between this fence and its record in the control store: the old token still counts.
+    recorded[VolumeId(1)] = good;
+    EXPECT_EQ(open(VolumeId(1), 4)->tail().outcome, LogOutcome::complete);
+    recorded[VolumeId(1)] = good;
+    EXPECT_EQ(open(VolumeId(1), 5)->tail().outcome, LogOutcome::complete);
+}
+
+TEST_F(JournalTest, TrimForgetsWhatSealAndRootCover) {
+    auto log = open(VolumeId(1), 1);
+    for (uint64_t i = 1; i <= 4; ++i)
+        put(*log, write_of(i, i));
+    uint64_t full = log->retained_bytes();
+    log->trim(Lsn(3), Lsn(0));
+    EXPECT_EQ(log->retained_bytes(), full) << "no durable seal says that 3 is drained";
+    EXPECT_EQ(put(*log, seal_of(Lsn(3))), Lsn(5));
+    log->trim(Lsn(3), Lsn(0));
+    EXPECT_LT(log->retained_bytes(), full);
+    log.reset();
+    end();
+    begin();
+    log = open(VolumeId(1), 2);
+    EXPECT_EQ(log->tail().outcome, LogOutcome::complete) << log->tail().reason;
+    EXPECT_EQ(log->tail().drained_lsn, Lsn(3));
+    std::vector<Record> records = replay(*log);
+    ASSERT_EQ(records.size(), 2u);
+    EXPECT_EQ(records[0].lsn, Lsn(4));
+    EXPECT_EQ(records[1].lsn, Lsn(5));
+    EXPECT_EQ(put(*log, root_of(Lsn(3), Lsn(5))), Lsn(6));
+    log->trim(Lsn(3), Lsn(5));
+    EXPECT_EQ(put(*log, root_of(Lsn(3), Lsn(5))), Lsn(7));
+    log.reset();
+    crash();
+    begin();
+    log = open(VolumeId(1), 3);
+    EXPECT_EQ(log->tail().outcome, LogOutcome::complete) << log->tail().reason;
+    ASSERT_TRUE(log->tail().root);
+    EXPECT_EQ(log->tail().root->size_blocks, 9u);
+    records = replay(*log);
+    ASSERT_EQ(records.size(), 2u);
+    EXPECT_EQ(records[0].lsn, Lsn(4));
+    EXPECT_EQ(records[1].lsn, Lsn(7));
+}
+
+TEST_F(JournalTest, RefusesGapsAndToleratesRepeats) {
+    auto log = open(VolumeId(1), 1);
+    auto submit = [&](Record record, uint64_t lsn) {
+        record.lsn = Lsn(lsn);
+        Admission admission = log->try_admit(record);
+        return world.run(log->wait(log->submit(std::move(record), std::move(admission))));
+    };
+    EXPECT_TRUE(submit(write_of(1, 7), 1));
+    EXPECT_TRUE(submit(write_of(1, 7), 1)) << "a repeat";
+    EXPECT_FALSE(submit(write_of(1, 8), 1)) << "another record with that LSN";
+    EXPECT_FALSE(submit(write_of(1, 7), 3)) << "a gap";
+    EXPECT_TRUE(submit(write_of(1, 9), 2));
+    log.reset();
+    end();
+    begin();
+    EXPECT_EQ(open(VolumeId(1), 2)->tail().last_lsn, Lsn(2));
+}
+
+Task<void> fill(VolumeLog& log, int count, int* done) {
+    for (int i = 0; i < count; ++i) {
+        if (!co_await log.append(write_of(1, 1, 32))) co_return;
+        ++*done;
+    }
+}
+
+TEST_F(JournalTest, AVolumeWaitsAtItsShareAndOthersDoNot) {
+    auto greedy = open(VolumeId(1), 1);
+    auto modest = open(VolumeId(2), 1);
+    int done = 0;
+    runtime::spawn(world.env().executor, fill(*greedy, 100, &done));
+    world.run_until_idle();
+    EXPECT_LT(done, 100);
+    EXPECT_LE(greedy->retained_bytes(), greedy->retained_bytes_max());
+    put(*modest, write_of(1, 1));
+    Record zero;
+    zero.type = RecordType::zero;
+    zero.block_count = 1;
+    put(*greedy, std::move(zero));
+    Lsn drained(static_cast<uint64_t>(done));
+    put(*greedy, seal_of(drained));
+    greedy->trim(drained, Lsn(0));
+    int before = done;
+    world.run_until_idle();
+    EXPECT_GT(done, before);
+    // Who waits is told when the log ends.
+    ok(world.run(node.journal->drop(VolumeId(1))));
+    world.run_until_idle();
+    EXPECT_LT(done, 100);
+}
+
+TEST_F(JournalTest, MovesTheRecordsOfSlowVolumesOutOfTheWay) {
+    auto slow = open(VolumeId(1), 1);
+    put(*slow, write_of(5, 55));
+    put(*slow, root_of(Lsn(0), Lsn(0)));
+    auto busy = open(VolumeId(2), 1);
+    Lsn last;
+    for (int i = 0; i < 400; ++i) {
+        last = put(*busy, write_of(1, i, 32));
+        if (i % 20 == 19) {
+            put(*busy, seal_of(last));
+            busy->trim(last, Lsn(0));
+        }
+    }
+    JournalStats stats = node.journal->stats();
+    EXPECT_GT(stats.ring.appended_bytes, 3 * kRingBytes);
+    EXPECT_GT(stats.reappended_records, 0u);
+    slow.reset();
+    busy.reset();
+    crash();
+    begin();
+    slow = open(VolumeId(1), 2);
+    EXPECT_EQ(slow->tail().outcome, LogOutcome::complete) << slow->tail().reason;
+    std::vector<Record> records = replay(*slow);
+    ASSERT_EQ(records.size(), 2u);
+    EXPECT_EQ(value_of(records[0], 0), 55u);
+    EXPECT_EQ(open(VolumeId(2), 2)->tail().outcome, LogOutcome::complete);
+    slow.reset();
+}
+
+TEST_F(JournalTest, DropForgetsForGood) {
+    auto log = open(VolumeId(1), 1);
+    put(*log, write_of(1, 1));
+    put(*log, root_of(Lsn(0), Lsn(0)));
+    ok(world.run(node.journal->drop(VolumeId(1))));
+    EXPECT_FALSE(world.run(log->append(write_of(1, 1))));
+    log.reset();
+    auto other = open(VolumeId(2), 1);
+    put(*other, write_of(2, 2));
+    other.reset();
+    crash();
+    begin();
+    auto volumes = node.journal->volumes();
+    ASSERT_EQ(volumes.size(), 1u);
+    EXPECT_EQ(volumes[0].volume, VolumeId(2));
+    EXPECT_EQ(volumes[0].last_lsn, Lsn(1));
+}
+
+// Frames after a boot: [boot 4096] and then 8192 bytes for each append of one block.
+TEST_F(JournalTest, DamageIsNamedLastsAndSparesOthers) {
+    uint64_t ring =
+        format::plan_device(kDiskBytes, kRingBytes, format::MediaClass::nvme)->rings[0].offset;
+    auto hurt = open(VolumeId(1), 1);   // fence at 4096
+    auto other = open(VolumeId(2), 1);  // fence at 8192
+    put(*other, write_of(1, 21));       // 12288
+    put(*hurt, write_of(1, 11));        // 20480
+    put(*other, write_of(2, 22));       // 28672
+    hurt.reset();
+    other.reset();
+    end();
+    world.disk(kPath).corrupt(ring + 20480 + 40);
+    begin();
+    for (uint64_t epoch = 2; epoch < 5; ++epoch) {
+        auto log = open(VolumeId(1), epoch);
+        EXPECT_EQ(log->tail().outcome, LogOutcome::unknown);
+        EXPECT_NE(log->tail().reason.find(kPath), std::string::npos) << log->tail().reason;
+        EXPECT_NE(log->tail().reason.find("LSN 1"), std::string::npos) << log->tail().reason;
+        auto fine = open(VolumeId(2), epoch);
+        EXPECT_EQ(fine->tail().outcome, LogOutcome::complete) << fine->tail().reason;
+        EXPECT_EQ(replay(*fine).size(), 2u);
+        log.reset();
+        fine.reset();
+        crash();
+        begin();
+    }
+}
+
+TEST_F(JournalTest, ACorruptPayloadIsNeverServed) {
+    uint64_t ring =
+        format::plan_device(kDiskBytes, kRingBytes, format::MediaClass::nvme)->rings[0].offset;
+    auto log = open(VolumeId(1), 1);
+    put(*log, write_of(1, 11));  // frame at 8192, payload at 12288
+    put(*log, write_of(2, 12));
+    log.reset();
+    end();
+    world.disk(kPath).corrupt(ring + 12288 + 77);
+    begin();
+    log = open(VolumeId(1), 2);
+    EXPECT_EQ(log->tail().outcome, LogOutcome::unknown);
+    Collector collector;
+    auto replayed = world.run(log->replay(collector));
+    ASSERT_FALSE(replayed);
+    EXPECT_EQ(replayed.error().code(), Code::corrupt);
+    EXPECT_TRUE(collector.records.empty());
+    log.reset();
+}
+
+// ---- power loss against a model ----
+
+// What one volume's log must hold: every acknowledged value by LSN.
+struct Model {
+    std::map<uint64_t, uint64_t> written;  // LSN -> value, acknowledged or not
+    uint64_t acked = 0;
+    uint64_t drained = 0;
+};
+
+Task<void> work(VolumeLog& log, uint64_t seed, Model* model) {
+    sim::Random random(seed);
+    for (int i = 0; i < 30; ++i) {
+        uint64_t value = random.draw();
+        bool is_seal = model->acked > model->drained && random.chance(150);
+        bool is_root = !is_seal && random.chance(100);
+        uint64_t covered = model->acked;
+        Record record = is_seal   ? seal_of(Lsn(covered))
+                        : is_root ? root_of(Lsn(model->drained), Lsn(covered))
+                                  : write_of(i, value, 1 + static_cast<uint32_t>(value % 5));
+        Admission admission = log.try_admit(record);
+        CHECK(static_cast<bool>(admission));
+        record.lsn = log.next_lsn();
+        Lsn lsn = record.lsn;
+        model->written[lsn.value] = is_seal || is_root ? 0 : value;
+        AppendTicket ticket = log.submit(std::move(record), std::move(admission));
+        Result<void> outcome = co_await log.wait(std::move(ticket));
+        if (!outcome) co_return;
+        model->acked = std::max(model->acked, lsn.value);
+        if (is_seal) {
+            model->drained = covered;
+            log.trim(Lsn(covered), Lsn(0));
+        }
+        if (is_root) log.trim(Lsn(model->drained), Lsn(covered));
+    }
+}
+
+void check_against(const Model& model, const LogTail& tail, const std::vector<Record>& records) {
+    ASSERT_EQ(tail.outcome, LogOutcome::complete) << tail.reason;
+    ASSERT_GE(tail.last_lsn.value, model.acked) << "an acknowledged record is gone";
+    ASSERT_GE(tail.drained_lsn.value, model.drained);
+    uint64_t previous = 0, expected_data = tail.drained_lsn.value;
+    for (const Record& record : records) {
+        ASSERT_GT(record.lsn.value, previous) << "in LSN order";
+        previous = record.lsn.value;
+        ASSERT_TRUE(model.written.contains(previous));
+        if (record.type != RecordType::write) continue;
+        ASSERT_GT(previous, expected_data);
+        ASSERT_EQ(value_of(record, 0), model.written.at(previous));
+        // Every data record between is there.
+        for (uint64_t lsn = expected_data + 1; lsn < previous; ++lsn) {
+            ASSERT_EQ(model.written.at(lsn), 0u) << "LSN " << lsn << " is missing";
+        }
+        expected_data = previous;
+    }
+}
+
+TEST(JournalCrash, TheLogMatchesTheModelAfterEveryPowerLoss) {
+    uint64_t unacked_kept = 0;
+    for (uint64_t seed = 1; seed <= 40; ++seed) {
+        sim::World world(seed);
+        Node node;
+        ASSERT_TRUE(world.run(format_disk(world.env())));
+        std::array<Model, 3> models;
+        std::map<VolumeId, Membership> recorded;
+        for (uint64_t life = 1; life <= 3; ++life) {
+            ASSERT_TRUE(world.run(start(world.env(), &node)));
+            std::array<std::unique_ptr<VolumeLog>, 3> logs;
+            for (uint64_t v = 0; v < 3; ++v) {
+                OpenRequest request{VolumeId(v + 1), LineageId(1), Epoch(life),
+                                    OpenToken(life * 10 + v), std::nullopt};
+                if (recorded.contains(request.volume)) request.recorded = recorded[request.volume];
+                auto log = world.run(node.journal->open(request));
+                ASSERT_TRUE(log) << log.error().text();
+                logs[v] = std::move(*log);
+                Collector collector;
+                ASSERT_TRUE(world.run(logs[v]->replay(collector)));
+                check_against(models[v], logs[v]->tail(), collector.records);
+                if (testing::Test::HasFatalFailure()) GTEST_FAIL() << "seed " << seed;
+                unacked_kept += logs[v]->tail().last_lsn.value > models[v].acked ? 1 : 0;
+                // What was found stays found.
+                models[v].acked = logs[v]->tail().last_lsn.value;
+                models[v].drained = logs[v]->tail().drained_lsn.value;
+                models[v].written.erase(models[v].written.upper_bound(models[v].acked),
+                                        models[v].written.end());
+                // A crash may fall between the open and its record: both tokens must do.
+                if (world.random().chance(700))
+                    recorded[request.volume] = node.journal->membership_for(request.token);
+                else if (!recorded.contains(request.volume))
+                    recorded[request.volume] = node.journal->membership_for(request.token);
+                runtime::spawn(world.env().executor,
+                               work(*logs[v], seed * 100 + life * 10 + v, &models[v]));
+            }
+            uint64_t events = world.random().pick(900);
+            for (uint64_t i = 0; i < events; ++i) {
+                if (!world.step()) break;
+            }
+            world.crash();
+            for (auto& log : logs)
+                log.reset();
+            node.reset();
+        }
+    }
+    EXPECT_GT(unacked_kept, 0u);
+}
+
+}  // namespace
+}  // namespace peplos::replica
