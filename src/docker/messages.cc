@@ -2,7 +2,6 @@
 
 #include <array>
 #include <charconv>
-#include <ctime>
 
 namespace peplos::docker {
 namespace {
@@ -144,16 +143,6 @@ Result<std::map<std::string, std::string>> parse_options(const Json& body) {
     return out;
 }
 
-std::string rfc3339(WallTime time) {
-    std::time_t seconds =
-        std::chrono::duration_cast<std::chrono::seconds>(time.time_since_epoch()).count();
-    std::tm parts{};
-    if (::gmtime_r(&seconds, &parts) == nullptr) return "";
-    std::array<char, 32> text{};
-    size_t size = std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &parts);
-    return std::string(text.data(), size);
-}
-
 Json status_of(const fabric::VolumeInfo& volume) {
     Json out = {
         {"size", fabric::print_size(volume.spec.size_bytes)},
@@ -282,7 +271,7 @@ Json answer_get(const fabric::VolumeInfo& volume) {
         {"Status", status_of(volume)},
     };
     // dockerd cannot read an empty time: an unknown one is left out.
-    if (volume.created_at != WallTime{}) out["CreatedAt"] = rfc3339(volume.created_at);
+    if (volume.created_at != WallTime{}) out["CreatedAt"] = http::rfc3339(volume.created_at);
     return {{"Volume", out}, {"Err", ""}};
 }
 

@@ -1,6 +1,9 @@
 #include "http/json.h"
 
 #include <algorithm>
+#include <array>
+#include <ctime>
+#include <limits>
 
 #include "base/limits.h"
 
@@ -91,6 +94,16 @@ std::string quoted(std::string_view text) {
     }
     if (text.size() > kQuotedBytesMax) out += "...";
     return out + '"';
+}
+
+std::string rfc3339(WallTime time) {
+    std::time_t seconds =
+        std::chrono::duration_cast<std::chrono::seconds>(time.time_since_epoch()).count();
+    std::tm parts{};
+    if (::gmtime_r(&seconds, &parts) == nullptr) return "";
+    std::array<char, 32> text{};
+    size_t size = std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &parts);
+    return std::string(text.data(), size);
 }
 
 Result<std::optional<std::string>> text_member(const Json& object, const char* name) {

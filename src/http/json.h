@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "base/result.h"
+#include "base/units.h"
 
 // JSON as doors use it: bounded when read, never throwing, always valid UTF-8 when written.
 namespace peplos::http {
@@ -21,6 +22,9 @@ std::string print(const Json& value);
 
 // User text for a message: at most 64 bytes of printable ASCII, the rest as \xNN.
 std::string quoted(std::string_view text);
+
+// "2026-01-31T12:00:00Z": whole seconds, UTC.
+std::string rfc3339(WallTime time);
 
 // A member of an object; nullopt when it is absent or null.
 // Errors: invalid_argument (it has another type; names the member).
