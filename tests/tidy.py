@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """The house rules that a program can check, over the whole tree.
 
-tidy.py style    lengths of lines, functions and files; words and folder names that we do not use
-tidy.py format   clang-format leaves every C++ file as it is
-tidy.py docs     files that the documents name exist
+tidy.py [CHECK...]
+  rooms    every #include agrees with src/rooms.txt; storage rooms see the world through the seams
+  style    lengths of lines, functions and files; words and folder names that we do not use
+  format   clang-format leaves every C++ file as it is
+  docs     files that the documents name exist
 """
 
 import re
 import subprocess
 import sys
 
+import rooms
 import tree
 
 COLUMNS_MAX = 100
@@ -92,9 +95,9 @@ def style():
         if refused:
             problems.append(f"{path}:1: '{refused.pop()}' says nothing: name its one purpose")
         source = tree.text(path)
-        if source is not None and "_corpus" not in str(path):
+        if source is not None and "corpus" not in path.parts:
             problems += check_style(path, source)
-    tree.report("style", problems)
+    return problems
 
 
 def formatting():
@@ -105,7 +108,7 @@ def formatting():
     problems = [f"{place}: clang-format-19 would change this" for place in places]
     if run.returncode != 0 and not problems:
         problems = [run.stderr.strip()]
-    tree.report("format", problems)
+    return problems
 
 
 def exists(document, name):
@@ -131,14 +134,15 @@ def docs():
             if not exists(path, name):
                 line = tree.line_of(source, offset)
                 problems.append(f"{path}:{line}: '{name}' does not exist")
-    tree.report("docs", problems)
+    return problems
 
 
 def main():
-    checks = {"style": style, "format": formatting, "docs": docs}
-    if len(sys.argv) != 2 or sys.argv[1] not in checks:
+    checks = {"rooms": rooms.check, "style": style, "format": formatting, "docs": docs}
+    chosen = sys.argv[1:] or list(checks)
+    if not set(chosen) <= set(checks):
         sys.exit(__doc__)
-    checks[sys.argv[1]]()
+    tree.report({name: checks[name]() for name in chosen})
 
 
 if __name__ == "__main__":

@@ -62,9 +62,15 @@ def transitive_includes(path, known):
     return reached
 
 
-def report(title, problems):
-    """Prints what was found and ends the program: 1 when there was anything."""
-    for problem in problems:
-        print(problem)
-    print(f"{title}: {len(problems)} problem{'' if len(problems) == 1 else 's'}")
-    sys.exit(1 if problems else 0)
+def report(results):
+    """Prints the problems of {check: [problem]}, a verdict for each check and the count of both,
+    and ends the program: with 1 when there was any problem."""
+    failed = 0
+    for check, problems in results.items():
+        for problem in problems:
+            print(problem)
+        count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+        print(f"{'FAIL' if problems else 'ok'} {check}: {count}")
+        failed += bool(problems)
+    print(f"{len(results) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)

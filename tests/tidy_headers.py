@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Compiles every header below src/ alone: whoever includes it first gets what it needs.
 
-headers.py BUILD [--jobs N]
+tidy_headers.py [--build FOLDER] [--jobs N]
 
-Flags come from BUILD/compile_commands.json, without the shared precompiled header, which would hide
-what is missing. Headers that reach runtime/task.h begin from a precompiled task.h: it changes
-nothing they see, and Boost.Asio is parsed once. Results are kept by content in BUILD/headers.json.
+Flags come from FOLDER/compile_commands.json, without the shared precompiled header, which would
+hide what is missing. Headers that reach runtime/task.h begin from a precompiled task.h: it changes
+nothing they see, and Boost.Asio is parsed once. Results are kept by content in FOLDER/headers.json.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import os
 import pathlib
 import shlex
 import subprocess
-import sys
 
 import tree
 
@@ -77,7 +76,7 @@ def precompile(build, flags):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("build", type=pathlib.Path)
+    parser.add_argument("--build", type=pathlib.Path, default=tree.ROOT / "build/release")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     build = options.build.resolve()
@@ -103,8 +102,8 @@ def main():
     store.write_text(json.dumps({header: passed[header] for header in headers if header in passed},
                                 indent=1))
     print(f"{len(headers)} headers, {len(due)} compiled now")
-    tree.report("headers", problems)
+    tree.report({"headers": problems})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
