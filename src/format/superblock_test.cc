@@ -87,5 +87,22 @@ TEST(UnitEntry, ComesBackOnlyInItsOwnPlace) {
     EXPECT_EQ((*back)->state, UnitState::prepared);
 }
 
+// The example of docs/formats/units.md, byte for byte: the format does not change unnoticed.
+TEST(UnitEntry, IsAsDocumented) {
+    UnitEntry entry;
+    entry.kind = SegmentKind::data;
+    entry.unit_count = 8;
+    entry.segment = {VolumeId(0xaaaaaaaaaaaaaaaa), 2, 5};
+    entry.lineage = LineageId(0xbbbbbbbbbbbbbbbb);
+    entry.volume = VolumeId(0xaaaaaaaaaaaaaaaa);
+    std::string hex;
+    for (std::byte byte : encode_unit_entry(entry, 8, Incarnation(0x1122334455667788))) {
+        hex += fmt::format("{:02x}", static_cast<int>(byte));
+    }
+    EXPECT_EQ(hex,
+              "554e49545e5efbfd0800000001010108aaaaaaaaaaaaaaaa0200000005000000"
+              "bbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaa88776655443322110000000000000000");
+}
+
 }  // namespace
 }  // namespace peplos::format
