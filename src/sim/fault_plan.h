@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <map>
 #include <string>
-#include <utility>
 #include <string_view>
+#include <utility>
 
 #include "base/fault.h"
 #include "sim/random.h"
