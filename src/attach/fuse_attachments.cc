@@ -94,15 +94,21 @@ Task<Result<fabric::AttachInfo>> FuseAttachments::attach(
     if (a->session && a->session->is_dead()) {
         // The connection was aborted from outside; what is left of it only gives errors.
         LOG_WARN("attaching anew after the kernel's connection ended volume={}", spec.id);
-        co_await end_session(*a);
-        co_await host_.detach_mount(a->paths.fs);
-        co_await host_.clear_loop(a->info.device, a->paths.file);
-        a->mounted = false;
+        co_await abort_session(*a);
     }
     if (a->session && a->mounted) co_return a->info;
     attachments_[spec.id] = a;
-    if (!a->session) a->device = std::move(device);
     a->spec = spec;
+    if (!a->session) {
+        a->device = std::move(device);
+        auto picked_up = co_await pick_up(*a);
+        if (picked_up && a->mounted) co_return a->info;
+        if (picked_up) co_return fail(Code::busy, "volume {}: {}", spec.name, a->info.problem);
+        if (picked_up.error().code() != Code::not_found) {
+            forget_if_idle(a);
+            co_return std::unexpected(std::move(picked_up).error());
+        }
+    }
     auto up = co_await bring_up(*a, formatted);
     if (!up) {
         // A damaged file system keeps its device, so that it can be repaired there.
@@ -139,16 +145,18 @@ Task<Result<Buffer>> FuseAttachments::read_start(Attachment& a) {
 
 Task<Result<void>> FuseAttachments::start_session(Attachment& a) {
     if (!problem_.empty()) CO_TRY(co_await restore_holder());
-    // Whatever a lost predecessor left of this volume only gives errors.
-    std::string leftover = co_await host_.loop_of(a.paths.file);
+    // Whatever a lost predecessor left of this volume only gives errors by now: pick_up() has
+    // found no live connection.
+    co_await remove_leftovers(a.paths);
     CO_TRY(co_await host_.make_directories(a.paths));
-    if (!leftover.empty()) CO_TRY(co_await host_.clear_loop(leftover, a.paths.file));
     CO_TRY_ASSIGN(Fd fuse, co_await host_.mount_fuse(a.paths));
     int fd = fuse.get();
     a.session =
         std::make_unique<FuseSession>(executor_, a.spec.id, a.device, receive_, fuse.release());
     a.session->start();
-    CO_TRY(co_await host_.hold(a.spec.id, fd));
+    // A holder that dies right now is replaced, and the new one is given every session.
+    auto held = co_await host_.hold(a.spec.id, fd);
+    if (!held) CO_TRY(co_await restore_holder());
     co_return Result<void>();
 }
 
@@ -176,6 +184,11 @@ Task<Result<void>> FuseAttachments::mount(Attachment& a) {
     }
     CO_TRY(co_await host_.mount_fs(a.spec.fs, a.info.device, a.paths.fs));
     a.mounted = true;
+    CO_TRY(co_await finish_mount(a));
+    co_return Result<void>();
+}
+
+Task<Result<void>> FuseAttachments::finish_mount(Attachment& a) {
     CO_TRY(co_await host_.prepare_data(a.paths.data, a.spec.uid, a.spec.gid, a.spec.mode));
     a.info.mount_root = a.paths.fs;
     a.info.path = a.paths.data;
@@ -198,48 +211,74 @@ Task<Result<void>> FuseAttachments::detach(VolumeId id) {
 
 // The reverse of bring_up(), as far as it came. Errors: busy, and everything that is in use stays.
 Task<Result<void>> FuseAttachments::take_down(Attachment& a) {
-    if (a.mounted && !a.session->is_dead()) {
-        auto released = co_await host_.unmount_fs(a.paths.fs, a.info.device, a.paths.file);
-        if (!released && released.error().code() != Code::busy) {
-            co_return std::unexpected(std::move(released).error());
-        }
-        if (released) {
-            a.mounted = false;
-            a.info.mount_root.clear();
-            a.info.path.clear();
-        }
-        if (!released || *released == Release::held) {
+    if (a.session && !a.session->is_dead()) {
+        CO_TRY_ASSIGN(Release use, co_await release_device(a));
+        if (use == Release::held) {
             std::string users = co_await host_.users(a.info.device, a.paths.fs);
             co_return fail(Code::busy, "volume {} is still in use by {}; stop that first",
                            a.spec.name, users);
         }
-    } else if (!a.info.device.empty() && !a.session->is_dead()) {
-        // Not mounted here: another mount namespace or a tool may have it all the same.
-        std::string device = co_await host_.loop_of(a.paths.file);
-        if (!device.empty()) {
-            CO_TRY_ASSIGN(Release use, co_await host_.exclusive(device));
-            if (use == Release::held) {
-                std::string users = co_await host_.users(device, a.paths.fs);
-                co_return fail(Code::busy, "volume {} is still in use by {}; stop that first",
-                               a.spec.name, users);
-            }
-            CO_TRY(co_await host_.clear_loop(device, a.paths.file));
-        }
     }
-    co_await end_session(a);
-    co_await host_.remove_directories(a.paths);
+    if (a.session) {
+        co_await abort_session(a);
+        co_await remove_leftovers(a.paths);
+        co_await host_.remove_directories(a.paths);
+    }
     co_return Result<void>();
 }
 
-// Unmounts the raw file and gives the connection up: its last descriptor is closed.
-Task<void> FuseAttachments::end_session(Attachment& a) {
-    auto detached = co_await host_.detach_mount(a.paths.file);
-    if (!detached) LOG_WARN("{}", detached.error().text());
+// Unmounts the file system and frees the loop device, as far as the kernel lets go of them.
+Task<Result<Release>> FuseAttachments::release_device(Attachment& a) {
+    if (a.mounted) {
+        auto released = co_await host_.unmount_fs(a.paths.fs, a.info.device, a.paths.file);
+        if (!released && released.error().code() == Code::busy) co_return Release::held;
+        if (!released) co_return std::unexpected(std::move(released).error());
+        a.mounted = false;
+        a.info.mount_root.clear();
+        a.info.path.clear();
+        co_return *released;
+    }
+    // Not mounted here: another mount namespace or a tool may have it all the same.
+    std::string device = co_await host_.loop_of(a.paths.file);
+    if (device.empty()) co_return Release::free;
+    CO_TRY_ASSIGN(Release use, co_await host_.exclusive(device));
+    if (use == Release::held) co_return use;
+    co_return co_await host_.clear_loop(device, a.paths.file);
+}
+
+// Closes both descriptors, which ends the connection: I/O that waits fails, unmounting goes on.
+Task<void> FuseAttachments::abort_session(Attachment& a) {
     auto dropped = co_await host_.drop(a.spec.id);
     if (!dropped) LOG_WARN("{}", dropped.error().text());
     if (a.session) {
         co_await a.session->stop();
         a.session.reset();
+    }
+    a.mounted = false;
+    a.info.mount_root.clear();
+    a.info.path.clear();
+}
+
+// Takes away what is mounted and bound for a volume whose connection has ended. The raw file goes
+// last: without it the loop device could no longer be recognised.
+Task<void> FuseAttachments::remove_leftovers(VolumePaths paths) {
+    co_await detach_all(paths.fs);
+    std::string device = co_await host_.loop_of(paths.file);
+    if (!device.empty()) {
+        auto cleared = co_await host_.clear_loop(device, paths.file);
+        if (!cleared) LOG_WARN("{}", cleared.error().text());
+        if (cleared && *cleared == Release::held) {
+            LOG_WARN("{} is still open and gives I/O errors; it goes with its last user", device);
+        }
+    }
+    co_await detach_all(paths.file);
+}
+
+// Mounts may lie on top of each other.
+Task<void> FuseAttachments::detach_all(std::string directory) {
+    for (int i = 0; i < 8 && co_await host_.is_mounted(directory); ++i) {
+        auto detached = co_await host_.detach_mount(directory);
+        if (!detached) LOG_WARN("{}", detached.error().text());
     }
 }
 
@@ -249,14 +288,8 @@ Task<Result<void>> FuseAttachments::detach_forced(VolumeId id) {
     auto guard = co_await a->mutex.lock();
     if (!a->session) co_return Result<void>();
     LOG_WARN("volume detached by force; who used it gets I/O errors volume={}", id);
-    auto detached = co_await host_.detach_mount(a->paths.fs);
-    if (!detached) LOG_WARN("{}", detached.error().text());
-    a->mounted = false;
-    // Closing both descriptors ends the connection: I/O that waits fails, unmounting goes on.
-    std::string device = a->info.device;
-    co_await end_session(*a);
-    auto cleared = co_await host_.clear_loop(device, a->paths.file);
-    if (!cleared) LOG_WARN("{}", cleared.error().text());
+    co_await abort_session(*a);
+    co_await remove_leftovers(a->paths);
     co_await host_.remove_directories(a->paths);
     forget_if_idle(a);
     co_return Result<void>();
@@ -287,25 +320,31 @@ Task<Result<fabric::AttachInfo>> FuseAttachments::resume(
     auto guard = co_await a->mutex.lock();
     if (a->session && a->mounted) co_return a->info;
     attachments_[spec.id] = a;
-    if (!a->session) {
-        a->device = std::move(device);
-        auto resumed = co_await resume_session(*a);
-        if (!resumed) {
-            forget_if_idle(a);
-            co_return std::unexpected(std::move(resumed).error());
-        }
-    }
-    auto in_use = co_await adopt_kernel_state(*a);
-    if (!in_use) co_return std::unexpected(std::move(in_use).error());
-    if (!*in_use) {
-        auto down = co_await take_down(*a);
+    if (!a->session) a->device = std::move(device);
+    auto picked_up = co_await pick_up(*a);
+    if (!picked_up) {
         forget_if_idle(a);
-        if (!down) co_return std::unexpected(std::move(down).error());
-        co_return fail(Code::not_found, "volume {} was not mounted when the daemon ended",
-                       spec.name);
+        co_return std::unexpected(std::move(picked_up).error());
     }
-    LOG_INFO("volume resumed volume={} device={}", spec.id, a->info.device);
     co_return a->info;
+}
+
+// Takes over what the kernel still has of a dead predecessor. Errors: not_found (nothing that is
+// in use; half-made attachments are gone afterwards).
+Task<Result<void>> FuseAttachments::pick_up(Attachment& a) {
+    if (!a.session) CO_TRY(co_await resume_session(a));
+    CO_TRY_ASSIGN(bool in_use, co_await adopt_kernel_state(a));
+    if (!in_use) {
+        auto down = co_await take_down(a);
+        if (down) {
+            co_return fail(Code::not_found, "volume {} was not mounted when the daemon ended",
+                           a.spec.name);
+        }
+        if (down.error().code() != Code::busy) co_return std::unexpected(down.error());
+        a.info.problem = "not mounted, but its device is open: " + down.error().message();
+    }
+    LOG_INFO("volume resumed volume={} device={}", a.spec.id, a.info.device);
+    co_return Result<void>();
 }
 
 Task<Result<void>> FuseAttachments::resume_session(Attachment& a) {
@@ -329,9 +368,7 @@ Task<Result<bool>> FuseAttachments::adopt_kernel_state(Attachment& a) {
     if (a.info.device.empty()) co_return false;
     a.mounted = co_await host_.is_mounted(a.paths.fs);
     if (a.mounted) {
-        a.info.mount_root = a.paths.fs;
-        a.info.path = a.paths.data;
-        co_await refresh_one(a);
+        CO_TRY(co_await finish_mount(a));
         co_return true;
     }
     if (a.spec.blank) co_return false;

@@ -108,10 +108,15 @@ class FuseAttachments : public fabric::Attachments {
     runtime::Task<Result<void>> start_session(Attachment& a);
     runtime::Task<Result<void>> format_if_blank(Attachment& a, Formatted formatted);
     runtime::Task<Result<void>> mount(Attachment& a);
+    runtime::Task<Result<void>> finish_mount(Attachment& a);
+    runtime::Task<Result<void>> pick_up(Attachment& a);
     runtime::Task<Result<void>> resume_session(Attachment& a);
     runtime::Task<Result<bool>> adopt_kernel_state(Attachment& a);
     runtime::Task<Result<void>> take_down(Attachment& a);
-    runtime::Task<void> end_session(Attachment& a);
+    runtime::Task<Result<Release>> release_device(Attachment& a);
+    runtime::Task<void> abort_session(Attachment& a);
+    runtime::Task<void> remove_leftovers(VolumePaths paths);
+    runtime::Task<void> detach_all(std::string directory);
     runtime::Task<void> refresh_one(Attachment& a);
     runtime::Task<Result<Buffer>> read_start(Attachment& a);
     runtime::Task<std::vector<Stale>> find_stale();

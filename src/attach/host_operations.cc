@@ -103,12 +103,6 @@ Result<void> make_shared_root(const std::string& directory) {
 
 Result<void> make_volume_directories(const VolumePaths& paths) {
     TRY(make_directory(paths.directory));
-    // A dead connection below would make mkdir and open fail on it: the mount is looked up first.
-    for (const MountEntry& mount : current_mounts()) {
-        if (mount.directory == paths.file || mount.directory == paths.fs) {
-            ::umount2(mount.directory.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
-        }
-    }
     TRY(make_directory(paths.fs));
     Fd file(::open(paths.file.c_str(), O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!file.valid()) {
@@ -221,10 +215,10 @@ Task<Result<std::string>> HostOperations::loop_on(std::string file, uint32_t sec
     co_return co_await ask_mounter(std::move(arguments), kMount);
 }
 
-Task<Result<void>> HostOperations::clear_loop(std::string device, std::string file) {
+Task<Result<Release>> HostOperations::clear_loop(std::string device, std::string file) {
     std::vector<std::string> arguments{"clear", std::move(device), std::move(file)};
-    CO_TRY(co_await ask_mounter(std::move(arguments), kShort));
-    co_return Result<void>();
+    CO_TRY_ASSIGN(std::string out, co_await ask_mounter(std::move(arguments), kShort));
+    co_return out == "free" ? Release::free : Release::held;
 }
 
 Task<Result<void>> HostOperations::set_capacity(std::string device, std::string file) {

@@ -41,7 +41,8 @@ class HostOperations {
     runtime::Task<Result<Fd>> mount_fuse(VolumePaths paths);
     // The loop device on `file`; an existing one is reused. Errors: as errno says.
     runtime::Task<Result<std::string>> loop_on(std::string file, uint32_t sector_bytes);
-    runtime::Task<Result<void>> clear_loop(std::string device, std::string file);
+    // held: somebody has the device open; it goes with the last close.
+    runtime::Task<Result<Release>> clear_loop(std::string device, std::string file);
     runtime::Task<Result<void>> set_capacity(std::string device, std::string file);
     runtime::Task<Result<Release>> exclusive(std::string device);
 

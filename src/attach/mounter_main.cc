@@ -108,20 +108,23 @@ int do_mount(const Arguments& a) {
     return 0;
 }
 
-// prepare DIRECTORY UID GID MODE: makes what containers get and sets its owner, once.
+// prepare DIRECTORY UID GID MODE: makes what containers get and sets its owner, once. It appears
+// under its name only when it is complete, whenever this is killed.
 int do_prepare(const Arguments& a) {
-    if (::mkdir(a[0].c_str(), 0755) != 0) {
-        return errno == EEXIST ? 0 : failed(errno, "making " + a[0]);
+    if (::access(a[0].c_str(), F_OK) == 0) return 0;
+    std::string unfinished = a[0] + ".new";
+    if (::mkdir(unfinished.c_str(), 0755) != 0 && errno != EEXIST) {
+        return failed(errno, "making " + a[0]);
     }
     long uid = std::strtol(a[1].c_str(), nullptr, 10);
     long gid = std::strtol(a[2].c_str(), nullptr, 10);
     long mode = std::strtol(a[3].c_str(), nullptr, 10);
-    bool ok = ::chown(a[0].c_str(), static_cast<uid_t>(uid), static_cast<gid_t>(gid)) == 0 &&
-              (mode < 0 || ::chmod(a[0].c_str(), static_cast<mode_t>(mode)) == 0);
-    if (ok) return 0;
-    int error = errno;
-    ::rmdir(a[0].c_str());  // so that the next attempt sets the owner again
-    return failed(error, "setting the owner of " + a[0]);
+    if (::chown(unfinished.c_str(), static_cast<uid_t>(uid), static_cast<gid_t>(gid)) != 0 ||
+        (mode >= 0 && ::chmod(unfinished.c_str(), static_cast<mode_t>(mode)) != 0)) {
+        return failed(errno, "setting the owner of " + a[0]);
+    }
+    if (::rename(unfinished.c_str(), a[0].c_str()) != 0) return failed(errno, "making " + a[0]);
+    return 0;
 }
 
 // statfs DIRECTORY: prints total and used bytes.
@@ -145,19 +148,25 @@ int do_trim(const Arguments& a) {
     return 0;
 }
 
-// unmount DIRECTORY [DEVICE FILE]: then waits at most two seconds for the loop device to let go of
+// Waits at most `turns` times 10 ms for the loop device to let go of the file: that happens after
+// the last close, in the background.
+int print_release(const std::string& device, const std::string& file, int turns) {
+    bool held = true;
+    for (int i = 0; i < turns && held; ++i) {
+        if (i > 0) ::usleep(10'000);
+        held = peplos::attach::backing_file_of(device) == file;
+    }
+    std::printf("%s\n", held ? "held" : "free");
+    return 0;
+}
+
+// unmount DIRECTORY DEVICE FILE: then waits at most two seconds for the loop device to let go of
 // FILE; prints "free" or "held".
 int do_unmount(const Arguments& a) {
     if (::umount2(a[0].c_str(), UMOUNT_NOFOLLOW) != 0 && errno != EINVAL && errno != ENOENT) {
         return failed(errno, "unmounting " + a[0]);
     }
-    for (int i = 0; a.size() == 3 && i < 200; ++i) {
-        if (peplos::attach::backing_file_of(a[1]) != a[2]) break;
-        ::usleep(10'000);
-    }
-    bool held = a.size() == 3 && peplos::attach::backing_file_of(a[1]) == a[2];
-    std::printf("%s\n", held ? "held" : "free");
-    return 0;
+    return print_release(a[1], a[2], 200);
 }
 
 // detach DIRECTORY: takes the mount out of the tree whoever uses it.
@@ -169,15 +178,17 @@ int do_detach(const Arguments& a) {
     return 0;
 }
 
-// clear DEVICE FILE: unbinds the loop device if it is (still) bound to FILE.
+// clear DEVICE FILE: unbinds the loop device if it is (still) bound to FILE; prints "free", or
+// "held" when somebody has it open: then the last close unbinds it.
 int do_clear(const Arguments& a) {
-    if (peplos::attach::backing_file_of(a[0]) != a[1]) return 0;
-    Fd loop(::open(a[0].c_str(), O_RDONLY | O_CLOEXEC));
-    if (!loop.valid()) return failed(errno, "opening " + a[0]);
-    if (::ioctl(loop.get(), LOOP_CLR_FD) != 0 && errno != ENXIO) {
-        return failed(errno, "clearing " + a[0]);
+    if (peplos::attach::backing_file_of(a[0]) == a[1]) {
+        Fd loop(::open(a[0].c_str(), O_RDONLY | O_CLOEXEC));
+        if (!loop.valid()) return failed(errno, "opening " + a[0]);
+        if (::ioctl(loop.get(), LOOP_CLR_FD) != 0 && errno != ENXIO) {
+            return failed(errno, "clearing " + a[0]);
+        }
     }
-    return 0;
+    return print_release(a[0], a[1], 50);
 }
 
 // capacity DEVICE FILE: the loop device takes the file's new size.
@@ -192,11 +203,19 @@ int do_capacity(const Arguments& a) {
     return 0;
 }
 
-// exclusive DEVICE: prints "free", or "held" when a mount or another process holds it.
+// exclusive DEVICE: prints "free", or "held" when a mount or another process holds it for two
+// seconds: as long as a killed tool may take to let go of it.
 int do_exclusive(const Arguments& a) {
-    Fd device(::open(a[0].c_str(), O_RDONLY | O_EXCL | O_CLOEXEC));
-    if (!device.valid() && errno != EBUSY) return failed(errno, "opening " + a[0]);
-    std::printf("%s\n", device.valid() ? "free" : "held");
+    for (int i = 0; i < 200; ++i) {
+        if (i > 0) ::usleep(10'000);
+        Fd device(::open(a[0].c_str(), O_RDONLY | O_EXCL | O_CLOEXEC));
+        if (!device.valid() && errno != EBUSY) return failed(errno, "opening " + a[0]);
+        if (device.valid()) {
+            std::printf("free\n");
+            return 0;
+        }
+    }
+    std::printf("held\n");
     return 0;
 }
 
@@ -227,7 +246,7 @@ struct Operation {
 
 constexpr Operation kOperations[] = {
     {"loop", 2, 2, do_loop},           {"mount", 4, 4, do_mount}, {"prepare", 4, 4, do_prepare},
-    {"statfs", 1, 1, do_statfs},       {"trim", 3, 3, do_trim},   {"unmount", 1, 3, do_unmount},
+    {"statfs", 1, 1, do_statfs},       {"trim", 3, 3, do_trim},   {"unmount", 3, 3, do_unmount},
     {"detach", 1, 1, do_detach},       {"clear", 2, 2, do_clear}, {"capacity", 2, 2, do_capacity},
     {"exclusive", 1, 1, do_exclusive}, {"users", 2, 2, do_users}, {"run", 1, 64, do_run},
 };

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <iostream>
 #include <linux/falloc.h>
+#include <spdlog/sinks/stdout_sinks.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -196,6 +197,8 @@ void read_commands(Server& server) {
 
 int main(int argc, char** argv) {
     if (argc < 6) return 2;
+    // stdout carries the answers.
+    spdlog::set_default_logger(spdlog::stderr_logger_mt("server"));
     boost::asio::io_context io(1);
     auto work = boost::asio::make_work_guard(io);
     TimerClock clock;

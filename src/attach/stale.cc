@@ -1,5 +1,6 @@
 // What an earlier daemon left in the kernel, and what the kernel offers at all.
 #include <cstdio>
+#include <set>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -86,23 +87,15 @@ Task<std::vector<FuseAttachments::Stale>> FuseAttachments::mend() {
     std::vector<Stale> found = co_await stale();
     auto pass = gate_.enter();
     if (!pass) co_return std::vector<Stale>();
-    // Descriptors first: with the connection ended nothing below can wait for I/O any more.
-    for (const Stale& one : found) {
-        auto dropped = co_await host_.drop(VolumeId(parse_hex_id(one.volume)));
+    std::set<VolumeId> ids;
+    for (const Stale& one : found)
+        ids.insert(VolumeId(parse_hex_id(one.volume)));
+    for (VolumeId id : ids) {
+        // The descriptor first: with the connection ended nothing below can wait for I/O any more.
+        auto dropped = co_await host_.drop(id);
         if (!dropped) LOG_WARN("{}", dropped.error().text());
-    }
-    for (auto one = found.rbegin(); one != found.rend(); ++one) {
-        if (one->mount.empty()) continue;
-        auto detached = co_await host_.detach_mount(one->mount);
-        if (!detached) LOG_WARN("{}", detached.error().text());
-    }
-    for (const Stale& one : found) {
-        VolumePaths paths = host_.paths_of(VolumeId(parse_hex_id(one.volume)));
-        if (!one.device.empty()) {
-            auto cleared = co_await host_.clear_loop(one.device, paths.file);
-            if (!cleared) LOG_WARN("{}", cleared.error().text());
-        }
-        co_await host_.remove_directories(paths);
+        co_await remove_leftovers(host_.paths_of(id));
+        co_await host_.remove_directories(host_.paths_of(id));
     }
     co_return found;
 }
