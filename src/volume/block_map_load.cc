@@ -76,6 +76,11 @@ Task<Result<void>> BlockMap::load(RootRef ref) {
     interiors_.clear();
     interiors_.resize(div_up(block_count_, kInteriorBlocks));
     for (const format::RootMapSegment& segment : root.map_segments) {
+        if ((segment.entry.id == ref.segment) != (segment.segment_index == ref.segment_index)) {
+            co_return fail(Code::corrupt,
+                           "the root of volume {} lists its segment {} at {}, not {}",
+                           identity_.volume, ref.segment, segment.segment_index, ref.segment_index);
+        }
         CO_TRY(segments_.restore_map_segment(segment.segment_index, segment.entry));
     }
     // Opened for the root itself, its segment is in no list.
@@ -84,10 +89,6 @@ Task<Result<void>> BlockMap::load(RootRef ref) {
         own.id = ref.segment;
         own.kind = static_cast<uint8_t>(format::SegmentKind::map);
         CO_TRY(segments_.restore_map_segment(ref.segment_index, own));
-    }
-    if (segments_.find(ref.segment_index)->id != ref.segment) {
-        co_return fail(Code::corrupt, "the root of volume {} calls its own segment {} {}",
-                       identity_.volume, ref.segment, segments_.find(ref.segment_index)->id);
     }
     segments_.count_restored_page(ref.segment_index, ref.bytes / format::kPlaceUnitBytes);
     // Bit 63 of the key tells the two kinds of pages apart.
