@@ -1,8 +1,7 @@
-#include "format/map_page.h"
-
 #include <array>
 
 #include "base/crc32c.h"
+#include "format/map_page.h"
 
 // Input: one byte (low 2 bits: page kind; bit 2: mend the checksum and take the parent's word from
 // the page), then a page.

@@ -1,8 +1,7 @@
-#include "format/segment_layout.h"
-
 #include <algorithm>
 
 #include "base/crc32c.h"
+#include "format/segment_layout.h"
 
 // Input: 8 KiB of front, then an index; shorter input is padded with zeros. The first byte's low
 // bits choose which checksums are mended, so that the checks behind them are reached.

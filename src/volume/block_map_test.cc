@@ -246,26 +246,26 @@ TEST(BlockMap, MapSegmentsAreCleaned) {
     f.expect_audit_clean();
 }
 
-// A quarter of the 8 MiB that a TiB may take.
-TEST(BlockMap, ResidentMemoryOfAQuarterTiB) {
-    MapFixture f(kTiBBlocks / 4, 2 * kMiB, 32 * kMiB);
-    // One block in every leaf, 8,000 blocks to a segment.
+// A sixteenth of the 8 MiB that a TiB may take.
+TEST(BlockMap, ResidentMemoryOfASixteenthOfATiB) {
+    MapFixture f(kTiBBlocks / 16, 1 * kMiB, 32 * kMiB);
+    // One block in every leaf, 2,000 blocks to a segment.
     uint64_t lsn = 1;
-    for (uint64_t leaf = 0; leaf < 65'536; ++lsn) {
+    for (uint64_t leaf = 0; leaf < 16'384; ++lsn) {
         std::vector<uint64_t> lbas;
-        for (; lbas.size() < 8'000 && leaf < 65'536; ++leaf) {
+        for (; lbas.size() < 2'000 && leaf < 16'384; ++leaf) {
             lbas.push_back(leaf * 1024 + leaf % 1024);
         }
         f.write(Lsn(lsn), lbas);
-        if (lsn % 4 == 0) f.checkpoint(Lsn(lsn));
+        f.checkpoint(Lsn(lsn));
         EXPECT_LE(f.cache.bytes(), f.cache.bytes_max());
     }
     const RootRef root = f.checkpoint(Lsn(lsn));
     ASSERT_TRUE(f.reload(root));
     f.cache.drop_clean();
-    EXPECT_EQ(f.map->leaf_count(), 65'536u);
-    EXPECT_EQ(f.map->mapped_count(), 65'536u);
-    EXPECT_LE(f.map->memory_bytes(), 2 * kMiB);
+    EXPECT_EQ(f.map->leaf_count(), 16'384u);
+    EXPECT_EQ(f.map->mapped_count(), 16'384u);
+    EXPECT_LE(f.map->memory_bytes(), 512 * kKiB);
     EXPECT_LE(f.store.read_count_, 64u) << "pages that lie together are read together";
     RecordProperty("resident_bytes", static_cast<int>(f.map->memory_bytes()));
     EXPECT_EQ(f.lookup(77 * 1024 + 77), MapFixture::entry_at(0, 77));
