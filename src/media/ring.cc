@@ -61,6 +61,7 @@ uint64_t Ring::kept_back(Urgency urgency) const {
     uint64_t reserve = std::max(ring_bytes_ / 16, kReserveBytesMin);
     uint64_t kept = limits::kFrameBytesMax + kBootReserveBytes;
     if (urgency == Urgency::user) return kept + reserve;
+    if (urgency == Urgency::zero) return kept + reserve / 4 * 3;
     if (urgency == Urgency::reappend) return kept + reserve / 2;
     return kept;
 }

@@ -29,8 +29,9 @@ struct RecordPosition {
 // Who may take how much of a ring that runs short.
 enum class Urgency : uint8_t {
     user,      // data: leaves the reserve alone
-    reappend,  // moving old records so that space becomes free: half of the reserve
-    meta,      // records that free space or must never wait (meta, zero, fences): all of it
+    zero,      // trims: a quarter of the reserve, so that freeing space works when writing waits
+    reappend,  // moving old records so that the tail goes on: half of the reserve
+    meta,      // seals, roots, fences, by which space becomes free: all of it
 };
 
 // A right to append: `bytes` of the ring are set aside until the append is committed or the
@@ -130,7 +131,7 @@ class Ring {
     // Sets room aside at once, or gives an empty Admission (short of space, or others wait).
     Admission try_admit(uint64_t cost_bytes, Urgency urgency);
     // The same, waiting in line for `user`. Errors: busy (kRingQueueCountMax wait already; or
-    // meta and reappend find no room), io_error, stopping, invalid_argument (can never fit).
+    // other urgencies find no room), io_error, stopping, invalid_argument (can never fit).
     Task<Result<Admission>> admit(uint64_t cost_bytes, Urgency urgency);
 
     // Queues the record at once, in call order; never suspends. The frame goes out at once when

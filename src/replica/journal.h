@@ -128,9 +128,10 @@ class VolumeLog {
     virtual Lsn next_lsn() const = 0;
 
     // Room for the record; lsn, volume and epoch in it are not looked at. try_admit() gives an
-    // empty Admission where admit() would wait. Data-like records of a volume that holds its
-    // share (a quarter) of the journal wait until trim(), as do all when the ring is short;
-    // `zero` and meta records draw on a reserve and do not wait.
+    // empty Admission where admit() would wait. Writes of a volume that holds its
+    // share (a quarter) of the journal wait until trim(), as do all when the ring is full.
+    // `zero` draws on a reserve and waits when that is used up; meta records have one of their
+    // own and never wait.
     // Errors: busy (too many wait; or even the reserve is used up), invalid_argument.
     virtual Admission try_admit(const format::Record& record) = 0;
     virtual Task<Result<Admission>> admit(const format::Record& record) = 0;

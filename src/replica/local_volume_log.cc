@@ -12,10 +12,11 @@ using media::Urgency;
 
 namespace {
 
-// Records that free space, or that must not wait for it.
+// What a record may take of a ring that runs short. Trims have a part of the reserve to themselves:
+// a flood of them must not take what seals need to free space.
 Urgency urgency_of(RecordType type) {
-    bool takes_payload = type == RecordType::write || type == RecordType::write_ref;
-    return takes_payload ? Urgency::user : Urgency::meta;
+    if (type == RecordType::write || type == RecordType::write_ref) return Urgency::user;
+    return format::is_data(type) ? Urgency::zero : Urgency::meta;
 }
 
 // So many records are read at a time in a replay.
@@ -124,7 +125,9 @@ Task<Result<Admission>> LocalVolumeLog::admit(const Record& record) {
         out.share_ = &share;
         out.bytes_ = cost;
     }
-    CO_TRY_ASSIGN(out.ring_, co_await journal_->ring_.admit(cost, urgency));
+    // A trim that finds its reserve used up waits in line like a write.
+    Urgency in_line = urgency == Urgency::zero ? Urgency::user : urgency;
+    CO_TRY_ASSIGN(out.ring_, co_await journal_->ring_.admit(cost, in_line));
     CO_TRY(check());
     co_return out;
 }
