@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -58,6 +59,15 @@ class Section {
         auto bytes = fabric::parse_size(text);
         if (!bytes) return refuse(*node, key, bytes.error().message());
         into = *bytes;
+    }
+    void read_port(std::string_view key, uint16_t& into) {
+        const toml::node* node = find(key);
+        if (node == nullptr) return;
+        auto number = node->value_exact<int64_t>();
+        if (!number || *number < 0 || *number > 65535) {
+            return refuse(*node, key, "must be a port from 1 to 65535, or 0 for none");
+        }
+        into = static_cast<uint16_t>(*number);
     }
     const toml::table* section(std::string_view key) {
         const toml::node* node = find(key);
@@ -129,7 +139,8 @@ Result<void> read_sections(Section& top, std::string_view source, Config& config
     if (const toml::table* table = top.section("api")) {
         Section api(*table, "api", source);
         api.read("socket", config.api_socket);
-        api.read("tcp", config.api_tcp);
+        api.read_port("port", config.api_port);
+        api.read("token", config.api_token);
         TRY(api.finish());
     }
     if (const toml::table* table = top.section("cache")) {
@@ -206,18 +217,14 @@ Result<void> check_path(std::string_view what, const std::string& path) {
     return fail(Code::invalid_argument, "{} \"{}\" must be an absolute path", what, path);
 }
 
-Result<void> check_tcp(const std::string& address) {
-    if (address.empty()) return {};
-    size_t colon = address.rfind(':');
-    std::string port = colon == std::string::npos ? "" : address.substr(colon + 1);
-    bool digits = !port.empty() && port.size() <= 5 &&
-                  port.find_first_not_of("0123456789") == std::string::npos;
-    if (colon == 0 || !digits || std::stoul(port) > 65535) {
-        return fail(Code::invalid_argument,
-                    "api.tcp \"{}\" must be host:port, such as 127.0.0.1:7667, or \"\" for none",
-                    address);
+Result<uint16_t> parse_port(const std::string& text) {
+    unsigned port = 0;
+    auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), port);
+    if (error == std::errc{} && end == text.data() + text.size() && port <= 65535) {
+        return static_cast<uint16_t>(port);
     }
-    return {};
+    return fail(Code::invalid_argument, "\"{}\" must be a port from 1 to 65535, or 0 for none",
+                text);
 }
 
 Result<void> check_plugin_name(const std::string& name) {
@@ -275,13 +282,11 @@ void describe_flags(CLI::App& app, Flags& flags) {
     };
     value("--state-dir", "Directory of the control store and of device files");
     value("--run-dir", "Directory of sockets and mounts");
-    value("--mount-dir", "Directory below which volumes are mounted (default RUN_DIR/mnt)");
     value("--node-name", "This node's name (default: the host's)");
     value("--plugin-name", "The driver's name for Docker (default peplos)");
     value("--plugin-socket", "Docker plugin socket (default /run/docker/plugins/NAME.sock)");
     value("--api-socket", "API socket (default RUN_DIR/api.sock)");
-    value("--api-tcp", "API address host:port; empty for none (default 127.0.0.1:7667)");
-    value("--holder-socket", "Socket of peplos-holder (default RUN_DIR/holder.sock)");
+    value("--api-port", "API port on 127.0.0.1; 0 for none (default 7667)");
     value("--overlay", "Memory for recent writes (default 256MiB)");
     value("--map-cache", "Memory for block map leaves (default 256MiB)");
     value("--log-level", "debug, info, warn or error (default info)");
@@ -296,8 +301,6 @@ Result<void> apply_flag(const std::string& flag, const std::string& value, Confi
         config.state_dir = value;
     else if (flag == "--run-dir")
         config.run_dir = value;
-    else if (flag == "--mount-dir")
-        config.mount_dir = value;
     else if (flag == "--node-name")
         config.node_name = value;
     else if (flag == "--plugin-name")
@@ -306,14 +309,12 @@ Result<void> apply_flag(const std::string& flag, const std::string& value, Confi
         config.plugin_socket = value;
     else if (flag == "--api-socket")
         config.api_socket = value;
-    else if (flag == "--api-tcp")
-        config.api_tcp = value;
-    else if (flag == "--holder-socket")
-        config.holder_socket = value;
     else if (flag == "--log-level")
         config.log_level = value;
     else if (flag == "--overlay") {
         TRY_ASSIGN(config.overlay_bytes, fabric::parse_size(value));
+    } else if (flag == "--api-port") {
+        TRY_ASSIGN(config.api_port, parse_port(value));
     } else if (flag == "--map-cache") {
         TRY_ASSIGN(config.leaf_cache_bytes, fabric::parse_size(value));
     } else if (flag == "--log-format") {
@@ -363,8 +364,6 @@ Result<Config> parse_config(std::string_view text, std::string_view source, Conf
     top.read("node_name", config.node_name);
     top.read("state_dir", config.state_dir);
     top.read("run_dir", config.run_dir);
-    top.read("mount_dir", config.mount_dir);
-    top.read("holder_socket", config.holder_socket);
     TRY(read_sections(top, source, config));
     TRY(read_devices(top, source, config));
     TRY(top.finish());
@@ -373,29 +372,26 @@ Result<Config> parse_config(std::string_view text, std::string_view source, Conf
 
 Result<Config> completed(Config config) {
     if (config.node_name.empty()) config.node_name = host_name();
-    if (config.mount_dir.empty()) config.mount_dir = config.run_dir + "/mnt";
     if (config.plugin_socket.empty()) {
         config.plugin_socket = fmt::format("/run/docker/plugins/{}.sock", config.plugin_name);
     }
     if (config.managed_socket.empty()) config.managed_socket = config.run_dir + "/plugin.sock";
     if (config.api_socket.empty()) config.api_socket = config.run_dir + "/api.sock";
-    if (config.holder_socket.empty()) config.holder_socket = config.run_dir + "/holder.sock";
+    if (config.api_token.empty()) config.api_token = config.state_dir + "/api.token";
+    TRY(check_path("api.token", config.api_token));
     TRY(check_path("state_dir", config.state_dir));
     TRY(check_path("run_dir", config.run_dir));
-    TRY(check_path("mount_dir", config.mount_dir));
     TRY(check_path("plugin.socket", config.plugin_socket));
     TRY(check_path("plugin.managed_socket", config.managed_socket));
     TRY(check_path("api.socket", config.api_socket));
-    TRY(check_path("holder_socket", config.holder_socket));
-    for (const std::string* path : {&config.plugin_socket, &config.managed_socket,
-                                    &config.api_socket, &config.holder_socket}) {
+    for (const std::string* path :
+         {&config.plugin_socket, &config.managed_socket, &config.api_socket}) {
         if (path->size() > 107) {
             return fail(Code::invalid_argument,
                         "socket path {} is longer than the kernel's 107 bytes", *path);
         }
     }
     TRY(check_plugin_name(config.plugin_name));
-    TRY(check_tcp(config.api_tcp));
     TRY(check_devices(config.devices));
     if (std::ranges::find(kLogLevels, config.log_level) == kLogLevels.end()) {
         return fail(Code::invalid_argument, "log.level \"{}\" is unknown; known: {}",
@@ -432,12 +428,12 @@ std::string print_config(const Config& config) {
     top.insert("node_name", config.node_name);
     top.insert("state_dir", config.state_dir);
     top.insert("run_dir", config.run_dir);
-    top.insert("mount_dir", config.mount_dir);
-    top.insert("holder_socket", config.holder_socket);
     top.insert("plugin", toml::table{{"name", config.plugin_name},
                                      {"socket", config.plugin_socket},
                                      {"managed_socket", config.managed_socket}});
-    top.insert("api", toml::table{{"socket", config.api_socket}, {"tcp", config.api_tcp}});
+    top.insert("api", toml::table{{"socket", config.api_socket},
+                                  {"port", config.api_port},
+                                  {"token", config.api_token}});
     top.insert("cache", toml::table{{"overlay", static_cast<int64_t>(config.overlay_bytes)},
                                     {"map", static_cast<int64_t>(config.leaf_cache_bytes)}});
     top.insert("log",

@@ -34,16 +34,15 @@ struct Config {
 
     std::string node_name;                      // empty: the host's name
     std::string state_dir = "/var/lib/peplos";  // control store, device files
-    std::string run_dir = "/run/peplos";        // sockets, mounts; gone after a reboot
-    std::string mount_dir;                      // empty: <run_dir>/mnt
+    std::string run_dir = "/run/peplos";        // sockets, mounts (<run_dir>/mnt)
 
     std::string plugin_name = "peplos";  // what users write after `docker volume create -d`
     std::string plugin_socket;           // empty: /run/docker/plugins/<plugin_name>.sock
     std::string managed_socket;          // the managed plugin's; empty: <run_dir>/plugin.sock
 
-    std::string api_socket;                  // empty: <run_dir>/api.sock; root's alone
-    std::string api_tcp = "127.0.0.1:7667";  // "host:port"; empty: no TCP door
-    std::string holder_socket;               // empty: <run_dir>/holder.sock
+    std::string api_socket;    // empty: <run_dir>/api.sock; root's alone
+    uint16_t api_port = 7667;  // on 127.0.0.1, with a token; 0: no TCP door
+    std::string api_token;     // file of the TCP door's token; empty: <state_dir>/api.token
 
     uint64_t overlay_bytes = limits::kOverlayBytesDefault;       // all volumes' recent writes
     uint64_t leaf_cache_bytes = limits::kLeafCacheBytesDefault;  // all volumes' map leaves

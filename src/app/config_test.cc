@@ -21,7 +21,7 @@ TEST(Config, ReadsEveryKey) {
         [plugin]
         name = "cloth"
         [api]
-        tcp = ""
+        port = 0
         [cache]
         overlay = "64MiB"
         map = 33554432
@@ -41,8 +41,8 @@ TEST(Config, ReadsEveryKey) {
     ASSERT_TRUE(config.has_value()) << config.error().text();
     EXPECT_EQ(config->plugin_socket, "/run/docker/plugins/cloth.sock");
     EXPECT_EQ(config->api_socket, "/run/p/api.sock");
-    EXPECT_EQ(config->mount_dir, "/run/p/mnt");
-    EXPECT_EQ(config->api_tcp, "");
+    EXPECT_EQ(config->api_port, 0);
+    EXPECT_EQ(config->api_token, "/srv/peplos/api.token");
     EXPECT_EQ(config->overlay_bytes, 64 * kMiB);
     EXPECT_EQ(config->leaf_cache_bytes, 32 * kMiB);
     EXPECT_EQ(config->log_format, LogFormat::json);
@@ -81,8 +81,8 @@ TEST(Config, RefusesBadValues) {
     EXPECT_NE(refusal("[cache]\noverlay = \"1MiB\"").find("at least 16MiB"), std::string::npos);
     EXPECT_NE(refusal("[log]\nlevel = \"loud\"").find("debug, info"), std::string::npos);
     EXPECT_NE(refusal("[log]\nformat = \"xml\"").find("text, json"), std::string::npos);
-    EXPECT_NE(refusal("[api]\ntcp = \"nowhere\"").find("host:port"), std::string::npos);
-    EXPECT_NE(refusal("[api]\ntcp = \"h:99999\"").find("host:port"), std::string::npos);
+    EXPECT_NE(refusal("[api]\nport = \"nowhere\"").find("1 to 65535"), std::string::npos);
+    EXPECT_NE(refusal("[api]\nport = 65536").find("1 to 65535"), std::string::npos);
     EXPECT_NE(refusal("[plugin]\nname = \"a/b\"").find("plugin.name"), std::string::npos);
     EXPECT_NE(refusal("[[device]]\npath = \"/d\"\n[[device]]\npath = \"/d\"").find("twice"),
               std::string::npos);
@@ -100,12 +100,12 @@ Result<DaemonOptions> options(std::vector<const char*> flags) {
 }
 
 TEST(Options, FlagsOverrideTheDefaults) {
-    auto read = options({"--state-dir", "/s", "--api-tcp", "", "--overlay", "32MiB", "--device",
+    auto read = options({"--state-dir", "/s", "--api-port", "0", "--overlay", "32MiB", "--device",
                          "/d,size=1GiB,class=nvme", "--device", "/e"});
     ASSERT_TRUE(read.has_value()) << read.error().text();
     EXPECT_FALSE(read->answer.has_value());
     EXPECT_EQ(read->config.state_dir, "/s");
-    EXPECT_EQ(read->config.api_tcp, "");
+    EXPECT_EQ(read->config.api_port, 0);
     EXPECT_EQ(read->config.overlay_bytes, 32 * kMiB);
     ASSERT_EQ(read->config.devices.size(), 2u);
     EXPECT_EQ(read->config.devices[0].media_class, "nvme");

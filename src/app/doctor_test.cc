@@ -1,0 +1,146 @@
+#include "app/doctor.h"
+
+#include <gtest/gtest.h>
+#include <set>
+
+namespace peplos::app {
+namespace {
+
+// A host where everything is well; each test spoils one thing.
+struct Host {
+    Json status = {{"version", "0.1.0"},
+                   {"health", {{"light", "green"}}},
+                   {"devices",
+                    {{{"path", "/d0"},
+                      {"segment_bytes_total", 100 * kGiB},
+                      {"segment_bytes_free", 50 * kGiB}}}}};
+    Json volumes = {{"volumes", {{{"name", "data"}, {"id", "00000000000000aa"}}}}};
+    Json docker_volumes = {{"Volumes", {{{"Name", "data"}, {"Driver", "peplos"}}}}};
+    Json plugins = Json::array();
+    std::set<std::string> files = {"/dev/fuse", "/dev/loop-control", "/run/docker/plugins/p.sock"};
+    std::string mounts;
+    std::vector<std::string> posted;
+    bool daemon = true;
+    bool dockerd = true;
+
+    DoctorWorld world() {
+        DoctorWorld w;
+        w.peplos = [this](const std::string& method, const std::string& target,
+                          const Json&) -> Result<Json> {
+            if (!daemon) return fail(Code::unavailable, "peplosd does not run");
+            if (method == "POST") {
+                posted.push_back(target);
+                return Json::object();
+            }
+            return target == "/v1/status" ? status : volumes;
+        };
+        w.docker = [this](const std::string&, const std::string& target) -> Result<Json> {
+            if (!dockerd) return fail(Code::unavailable, "refused");
+            if (target == "/volumes") return docker_volumes;
+            if (target == "/plugins") return plugins;
+            return Json::object();
+        };
+        w.read_file = [this](const std::string& path) -> std::string {
+            return path == "/proc/filesystems" ? "\text4\n\txfs\n" : mounts;
+        };
+        w.exists = [this](const std::string& path) { return files.contains(path); };
+        w.kernel_release = "6.18.1-x";
+        w.plugin_socket = "/run/docker/plugins/p.sock";
+        w.mount_dir = "/run/peplos/mnt";
+        return w;
+    }
+
+    // "error check" of everything that is not ok.
+    std::vector<std::string> troubles() {
+        std::vector<std::string> out;
+        for (const Finding& f : examine(world())) {
+            if (f.level == Finding::Level::ok) continue;
+            EXPECT_FALSE(f.reason.empty());
+            EXPECT_FALSE(f.next.empty()) << f.check;
+            out.push_back((f.level == Finding::Level::error ? "error " : "warning ") + f.check);
+        }
+        return out;
+    }
+};
+
+using Troubles = std::vector<std::string>;
+
+TEST(Doctor, AHealthyHostHasNoFinding) {
+    Host host;
+    EXPECT_EQ(host.troubles(), Troubles{});
+    EXPECT_NE(show_findings(examine(host.world()), Style::plain).find("Nothing to mend"),
+              std::string::npos);
+}
+
+TEST(Doctor, FindsMissingKernelFeatures) {
+    Host host;
+    host.files.erase("/dev/fuse");
+    host.files.erase("/dev/loop-control");
+    EXPECT_EQ(host.troubles(), (Troubles{"error kernel-fuse", "error kernel-loop"}));
+    Host old;
+    DoctorWorld world = old.world();
+    world.kernel_release = "6.1.0-18-amd64";
+    EXPECT_EQ(examine(world)[0].level, Finding::Level::warning);
+}
+
+TEST(Doctor, FindsADaemonThatDoesNotRunOrIsNotWell) {
+    Host host;
+    host.daemon = false;
+    EXPECT_EQ(host.troubles(), (Troubles{"error daemon"}));
+    Host ill;
+    ill.status["health"] = {{"light", "yellow"}, {"reason", "slow"}, {"next", "wait"}};
+    EXPECT_EQ(ill.troubles(), (Troubles{"warning daemon"}));
+}
+
+TEST(Doctor, FindsANearlyFullDevice) {
+    Host host;
+    host.status["devices"][0]["segment_bytes_free"] = 8 * kGiB;
+    EXPECT_EQ(host.troubles(), (Troubles{"warning device-space"}));
+    host.status["devices"][0]["segment_bytes_free"] = 4 * kGiB;
+    EXPECT_EQ(host.troubles(), (Troubles{"error device-space"}));
+}
+
+TEST(Doctor, FindsALocalDockerVolumeThatHidesOurs) {
+    Host host;
+    host.docker_volumes["Volumes"] = {{{"Name", "data"}, {"Driver", "local"}},
+                                      {{"Name", "other"}, {"Driver", "local"}}};
+    EXPECT_EQ(host.troubles(), (Troubles{"error shadowed-volume"}));
+}
+
+TEST(Doctor, FindsWhatIsWrongWithThePlugin) {
+    Host host;
+    host.files.erase("/run/docker/plugins/p.sock");
+    EXPECT_EQ(host.troubles(), (Troubles{"error plugin"}));
+    host.plugins = {{{"Name", "peplos:latest"}, {"Enabled", true}}};
+    EXPECT_EQ(host.troubles(), Troubles{});
+    host.files.insert("/run/docker/plugins/p.sock");
+    EXPECT_EQ(host.troubles(), (Troubles{"error plugin"}));
+    host.dockerd = false;
+    EXPECT_EQ(host.troubles(), (Troubles{"warning docker"}));
+}
+
+TEST(Doctor, FindsStaleMountsAndLeavesOursAlone) {
+    Host host;
+    host.mounts =
+        "1 2 7:1 / /run/peplos/mnt/00000000000000aa/fs rw - ext4 /dev/loop1 rw\n"
+        "1 2 7:2 / /run/peplos/mnt/00000000000000bb/fs rw - ext4 /dev/loop2 rw\n"
+        "1 2 7:3 / /srv rw - ext4 /dev/loop3 rw\n";
+    EXPECT_EQ(host.troubles(), (Troubles{"warning stale-mount"}));
+}
+
+TEST(Doctor, FixesADeadAttachmentThatNobodyHolds) {
+    Host host;
+    host.volumes["volumes"][0]["attach"] = {{"device", "/dev/loop1"}, {"problem", "holder died"}};
+    host.volumes["volumes"][0]["holders"] = Json::array();
+    EXPECT_EQ(host.troubles(), (Troubles{"error attachment"}));
+    for (const Finding& finding : examine(host.world())) {
+        if (finding.fix != nullptr) EXPECT_TRUE(finding.fix().has_value());
+    }
+    EXPECT_EQ(host.posted, (Troubles{"/v1/volumes/data/detach"}));
+    host.volumes["volumes"][0]["holders"] = {"c1"};
+    for (const Finding& finding : examine(host.world()))
+        EXPECT_EQ(finding.fix, nullptr);
+}
+
+}  // namespace
+}  // namespace peplos::app

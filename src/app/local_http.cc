@@ -1,0 +1,65 @@
+#include "app/local_http.h"
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/beast/core.hpp>
+#include <boost/beast/http.hpp>
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+
+namespace peplos::app {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+
+constexpr uint64_t kAnswerBytesMax = 256 * kMiB;
+
+std::unexpected<Error> cannot_connect(const std::string& path, const boost::system::error_code& e) {
+    Code code =
+        e == boost::system::errc::permission_denied ? Code::permission_denied : Code::unavailable;
+    return fail(code, "nobody answers at {}: {}", path, e.message());
+}
+
+}  // namespace
+
+Result<Answer> LocalHttp::ask(const std::string& method, const std::string& target,
+                              const std::string& body) const {
+    asio::io_context context;
+    asio::local::stream_protocol::socket socket(context);
+    boost::system::error_code error;
+    if (socket_path_.empty() || socket_path_.size() > 107) {
+        return fail(Code::invalid_argument, "socket path \"{}\" is empty or longer than 107 bytes",
+                    socket_path_);
+    }
+    socket.connect(asio::local::stream_protocol::endpoint(socket_path_), error);
+    if (error) return cannot_connect(socket_path_, error);
+    auto seconds = std::chrono::duration_cast<std::chrono::seconds>(timeout_).count();
+    timeval limit{.tv_sec = seconds, .tv_usec = 0};
+    ::setsockopt(socket.native_handle(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    ::setsockopt(socket.native_handle(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+
+    http::request<http::string_body> request(http::string_to_verb(method), target, 11);
+    request.set(http::field::host, "localhost");
+    if (!body.empty()) request.set(http::field::content_type, "application/json");
+    request.body() = body;
+    request.prepare_payload();
+    http::write(socket, request, error);
+    if (error) return fail(Code::outcome_unknown, "{}: {}", socket_path_, error.message());
+
+    beast::flat_buffer buffer;
+    http::response_parser<http::string_body> parser;
+    parser.body_limit(kAnswerBytesMax);
+    http::read(socket, buffer, parser, error);
+    if (error) {
+        return fail(Code::outcome_unknown,
+                    "no answer from {} within {} s ({}); the request may have been carried out: "
+                    "look before you repeat it",
+                    socket_path_, seconds, error.message());
+    }
+    return Answer{.status = parser.get().result_int(), .body = std::move(parser.get().body())};
+}
+
+}  // namespace peplos::app
