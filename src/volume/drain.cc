@@ -247,7 +247,7 @@ Task<void> Drain::finish() {
     core_.log->trim(core_.drained_lsn, core_.map->durable_meta_lsn());
     for (const std::shared_ptr<OpenSegment>& segment : empty_) {
         SegmentId id = segment->handle.id();
-        core_.segments.forget(segment->index);
+        core_.segments.forget(segment->index, id);
         core_.map->segments().release(segment->index);
         auto removed = co_await core_.segments.remove(id);
         if (!removed)

@@ -60,8 +60,8 @@ void SegmentSet::put(uint32_t index, SegmentHandle handle) {
     handles_[index] = std::move(handle);
 }
 
-void SegmentSet::forget(uint32_t index) {
-    if (find(index) != nullptr) handles_[index] = {};
+void SegmentSet::forget(uint32_t index, const SegmentId& id) {
+    if (find(index) != nullptr && find(index)->id() == id) handles_[index] = {};
 }
 
 uint64_t SegmentSet::stored_bytes() const {

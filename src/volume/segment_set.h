@@ -44,7 +44,8 @@ class SegmentSet {
         return index < handles_.size() && handles_[index] ? &handles_[index] : nullptr;
     }
     void put(uint32_t index, SegmentHandle handle);
-    void forget(uint32_t index);
+    // Without effect where the index names another segment by now: an index is used again.
+    void forget(uint32_t index, const SegmentId& id);
     // Lets go of everything.
     void clear() { handles_.clear(); }
     // Bytes of the units of all segments in use; visits each.

@@ -101,7 +101,7 @@ Task<Result<void>> VolumeCore::remove_dead_locked() {
         }
         for (size_t i = first; i < end; ++i) {
             // Readers that pinned it keep its units until they are done.
-            segments.forget(dead[i].index);
+            segments.forget(dead[i].index, dead[i].id);
             auto removed = co_await segments.remove(dead[i].id);
             if (removed) continue;
             fail_for_good(removed.error());

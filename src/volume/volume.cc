@@ -285,6 +285,10 @@ Task<Result<void>> Volume::grow(uint64_t size_bytes) {
     return core_->grow(size_bytes);
 }
 
+const Resources& Volume::resources() const {
+    return core_->resources;
+}
+
 VolumeStats Volume::stats() const {
     return core_->stats();
 }

@@ -118,6 +118,7 @@ class Volume final : public BlockDevice {
     runtime::Task<Result<void>> grow(uint64_t size_bytes);
 
     VolumeStats stats() const;
+    const Resources& resources() const;
     // Why the volume serves no more (device failed, fenced); none while it is well.
     std::optional<Error> faulted() const;
 

@@ -1,0 +1,74 @@
+#include "keeper/clean_policy.h"
+
+#include <algorithm>
+
+#include "format/segment_layout.h"
+#include "volume/segment_writer.h"
+
+namespace peplos::keeper {
+
+using format::SegmentKind;
+using volume::SegmentView;
+
+namespace {
+
+struct Scored {
+    const SegmentView* segment;
+    double score;
+};
+
+std::optional<CleanChoice> take_class(std::span<const Scored> scored, uint8_t lifetime_class) {
+    CleanChoice choice;
+    choice.lifetime_class = std::min<uint8_t>(lifetime_class + 1, format::kSegmentClassCount - 1);
+    uint64_t units = 0;
+    for (const Scored& item : scored) {
+        const SegmentView& segment = *item.segment;
+        if (segment.lifetime_class != lifetime_class) continue;
+        if (choice.live_blocks + segment.live_count > format::kSegmentEntryCountMax) continue;
+        choice.segments.push_back(segment.index);
+        choice.live_blocks += segment.live_count;
+        units += segment.unit_count;
+    }
+    uint64_t needed = volume::units_for_blocks(choice.live_blocks);
+    if (choice.segments.empty() || units <= needed) return std::nullopt;
+    choice.gained_units = units - needed;
+    return choice;
+}
+
+}  // namespace
+
+double live_share_max(double fullness) {
+    // 25 % at 60 % full, 80 % at 90 % full, 97 % when nothing is left.
+    if (fullness <= 0.6) return 0.25;
+    if (fullness <= 0.9) return 0.25 + (fullness - 0.6) / 0.3 * 0.55;
+    return std::min(0.97, 0.8 + (fullness - 0.9) * 1.7);
+}
+
+std::optional<CleanChoice> choose_segments(std::span<const SegmentView> segments,
+                                           double live_share_max) {
+    uint64_t now = 1;
+    for (const SegmentView& segment : segments)
+        now = std::max(now, segment.age_lsn.value + 1);
+    std::vector<Scored> scored;
+    for (const SegmentView& segment : segments) {
+        if (segment.kind == SegmentKind::map || segment.live_count == 0) continue;
+        // Against what its units could hold: a small segment in a large run is also waste.
+        double room =
+            segment.unit_count * double(format::segment_block_count_max(limits::kSegmentUnitBytes));
+        double share = std::min(1.0, segment.live_count / room);
+        if (share > live_share_max) continue;
+        double age = double(now - segment.age_lsn.value);
+        scored.push_back({&segment, age * (1 - share) / (1 + share)});
+    }
+    std::ranges::sort(scored, [](const Scored& a, const Scored& b) {
+        return a.score != b.score ? a.score > b.score : a.segment->index < b.segment->index;
+    });
+    std::optional<CleanChoice> best;
+    for (uint8_t c = 0; c < format::kSegmentClassCount; ++c) {
+        std::optional<CleanChoice> choice = take_class(scored, c);
+        if (choice && (!best || choice->gained_units > best->gained_units)) best = choice;
+    }
+    return best;
+}
+
+}  // namespace peplos::keeper

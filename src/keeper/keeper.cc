@@ -1,0 +1,397 @@
+#include "keeper/keeper.h"
+
+#include <algorithm>
+
+#include "base/log.h"
+#include "keeper/clean_policy.h"
+#include "keeper/scrub.h"
+
+namespace peplos::keeper {
+
+using runtime::Task;
+using volume::Pressure;
+using volume::Volume;
+
+class Keeper::Busy {
+  public:
+    Busy(Keeper& keeper, EntryPtr entry) : keeper_(keeper), entry_(std::move(entry)) {
+        ++entry_->busy;
+    }
+    Busy(const Busy&) = delete;
+    ~Busy() {
+        if (--entry_->busy == 0) keeper_.idle_.wake_all();
+    }
+
+  private:
+    Keeper& keeper_;
+    EntryPtr entry_;
+};
+
+Keeper::Keeper(runtime::Env env, KeeperOptions options) : env_(env), options_(options) {}
+
+void Keeper::share(volume::OverlayBudget& overlay, volume::SpaceBudget& space,
+                   volume::LeafCache& leaf_cache) {
+    overlay_ = &overlay;
+    space_ = &space;
+    leaf_cache_ = &leaf_cache;
+}
+
+Keeper::~Keeper() = default;
+
+void Keeper::start() {
+    gate_.spawn(env_.executor, drain_loop());
+    gate_.spawn(env_.executor, upkeep_loop());
+    gate_.spawn(env_.executor, tick_loop());
+}
+
+Task<void> Keeper::stop() {
+    stopping_ = true;
+    drain_work_.wake_all();
+    upkeep_work_.wake_all();
+    ++room_rounds_;
+    room_gained_ = false;
+    room_done_.wake_all();
+    co_await gate_.close();
+    entries_.clear();
+    touched_.clear();
+    drain_queue_.clear();
+    upkeep_queue_.clear();
+}
+
+// ---- what volumes and fabric say ----
+
+void Keeper::opened(Volume& volume) {
+    const volume::Resources& shared = volume.resources();
+    if (space_ == nullptr) share(shared.overlay, shared.space, shared.leaf_cache);
+    auto entry = std::make_shared<Entry>();
+    entry->volume = &volume;
+    entries_[&volume] = entry;
+    // What it said while it was being opened may be forgotten.
+    queue_drain(entry);
+}
+
+Task<void> Keeper::closing(Volume& volume) {
+    auto it = entries_.find(&volume);
+    if (it == entries_.end()) co_return;
+    EntryPtr entry = it->second;
+    entry->closing = true;
+    entries_.erase(it);
+    touched_.erase(&volume);
+    while (entry->busy != 0)
+        co_await idle_.wait();
+}
+
+void Keeper::wants(Volume& volume) {
+    auto it = entries_.find(&volume);
+    if (it == entries_.end()) return;
+    queue_drain(it->second);
+    if (overlay_->waiting() != 0 || overlay_->used_bytes() * 2 > overlay_->total_bytes()) {
+        queue_largest();
+    }
+}
+
+void Keeper::queue_drain(const EntryPtr& entry) {
+    if (entry->drain_queued || entry->closing) return;
+    entry->drain_queued = true;
+    drain_queue_.push_back(entry);
+    drain_work_.wake_all();
+}
+
+void Keeper::queue_upkeep(const EntryPtr& entry) {
+    if (entry->upkeep_queued || entry->closing) return;
+    entry->upkeep_queued = true;
+    upkeep_queue_.push_back(entry);
+    upkeep_work_.wake_all();
+}
+
+// Memory runs short: whoever holds most of it goes first. Visits every open volume, only then.
+void Keeper::queue_largest() {
+    EntryPtr largest;
+    uint64_t bytes = 0;
+    for (const auto& [volume, entry] : entries_) {
+        uint64_t held = volume->stats().undrained_bytes;
+        if (held > bytes) {
+            bytes = held;
+            largest = entry;
+        }
+    }
+    if (largest) queue_drain(largest);
+}
+
+std::vector<Keeper::EntryPtr> Keeper::entries_now() const {
+    std::vector<EntryPtr> out;
+    out.reserve(entries_.size());
+    for (const auto& [volume, entry] : entries_)
+        out.push_back(entry);
+    std::ranges::sort(out, {}, [](const EntryPtr& entry) { return entry->volume->id().value; });
+    return out;
+}
+
+// ---- decisions ----
+
+bool Keeper::drain_due(const Pressure& pressure) const {
+    uint64_t bound = std::min(options_.drain_bytes, overlay_->total_bytes() / 4);
+    if (pressure.undrained_bytes == 0 && pressure.undrained_extents == 0) return false;
+    return pressure.undrained_bytes >= bound || pressure.undrained_extents >= 4096 ||
+           pressure.writes_wait || overlay_->used_bytes() * 2 > overlay_->total_bytes() ||
+           pressure.retained_bytes * 2 > pressure.retained_bytes_max ||
+           (pressure.journal_is_short && pressure.retained_bytes > kMiB);
+}
+
+bool Keeper::checkpoint_due(const Entry& entry, const Pressure& pressure) {
+    if (pressure.replay_records == 0) return false;
+    return pressure.replay_bytes >= options_.replay_bytes_max ||
+           pressure.replay_records >= options_.replay_records_max ||
+           leaf_cache_->needs_checkpoint() ||
+           (entry.touched && env_.clock.now() - entry.touched_at >= options_.checkpoint_interval);
+}
+
+double Keeper::fullness() const {
+    uint64_t total = space_ == nullptr ? 0 : space_->total_units();
+    return total == 0 ? 0 : 1.0 - double(space_->free_units()) / double(total);
+}
+
+bool Keeper::is_short_of_space() const {
+    return 1.0 - fullness() < options_.free_share_min;
+}
+
+void Keeper::note(const char* what, const Volume& volume, const Error& error) {
+    ++stats_.failures;
+    stats_.last_failure = fmt::format("{} of volume {}: {}", what, volume.id(), error.text());
+    LOG_WARN("background work failed what={} volume={} why={}", what, volume.id(), error.text());
+}
+
+// ---- draining ----
+
+Task<void> Keeper::drain_one(EntryPtr entry) {
+    auto outcome = co_await entry->volume->drain();
+    ++stats_.drains;
+    if (!outcome) {
+        note("drain", *entry->volume, outcome.error());
+        co_return;
+    }
+    if (!entry->touched) {
+        entry->touched = true;
+        entry->touched_at = env_.clock.now();
+        if (!entry->closing) touched_[entry->volume] = entry;
+    }
+    queue_upkeep(entry);
+}
+
+Task<void> Keeper::tend(EntryPtr entry) {
+    Busy busy(*this, entry);
+    Pressure pressure = entry->volume->pressure();
+    if (drain_due(pressure)) co_await drain_one(entry);
+    // A failed drain must not keep those asleep who wait for its end.
+    overlay_->wake();
+}
+
+Task<void> Keeper::drain_loop() {
+    while (!stopping_) {
+        if (drain_queue_.empty()) {
+            co_await drain_work_.wait();
+            continue;
+        }
+        EntryPtr entry = std::move(drain_queue_.front());
+        drain_queue_.pop_front();
+        entry->drain_queued = false;
+        if (!entry->closing) co_await tend(entry);
+        co_await runtime::yield();
+    }
+}
+
+// ---- upkeep ----
+
+Task<void> Keeper::checkpoint_one(EntryPtr entry) {
+    auto outcome = co_await entry->volume->checkpoint();
+    ++stats_.checkpoints;
+    if (!outcome) {
+        note("checkpoint", *entry->volume, outcome.error());
+        co_return;
+    }
+    entry->touched = false;
+    touched_.erase(entry->volume);
+}
+
+Task<void> Keeper::release_dead(EntryPtr entry) {
+    auto removed = co_await entry->volume->remove_dead();
+    if (!removed) note("removal", *entry->volume, removed.error());
+}
+
+Task<void> Keeper::upkeep(EntryPtr entry) {
+    Busy busy(*this, entry);
+    if (checkpoint_due(*entry, entry->volume->pressure())) {
+        co_await checkpoint_one(entry);
+    } else {
+        co_await release_dead(entry);
+    }
+}
+
+// One cleaning step on the volume that gains most. False: nothing is worth it.
+Task<bool> Keeper::clean_some(double share_max) {
+    EntryPtr best_entry;
+    CleanChoice best;
+    std::vector<EntryPtr> entries = entries_now();
+    for (const EntryPtr& entry : entries) {
+        if (entry->volume->faulted().has_value()) continue;
+        std::vector<volume::SegmentView> segments = entry->volume->segments();
+        std::optional<CleanChoice> choice = choose_segments(segments, share_max);
+        if (choice && choice->gained_units > best.gained_units) {
+            best = std::move(*choice);
+            best_entry = entry;
+        }
+    }
+    if (!best_entry) co_return false;
+    Busy busy(*this, best_entry);
+    std::vector<uint32_t> indexes = std::move(best.segments);
+    auto moved = co_await best_entry->volume->relocate(std::move(indexes), best.lifetime_class);
+    ++stats_.cleanings;
+    if (!moved) {
+        note("cleaning", *best_entry->volume, moved.error());
+        co_return false;
+    }
+    // Removal waits for a root that covers the seals of what died; with little left it is due now.
+    if (space_->free_units() < 2 * space_->reserve_units() || room_waiting_ != 0) {
+        co_await checkpoint_one(best_entry);
+    } else {
+        co_await release_dead(best_entry);
+    }
+    co_return true;
+}
+
+// Somebody waits for space: everything that may gain units, in the order of its cost.
+Task<void> Keeper::room_round() {
+    uint64_t before = space_->available_units();
+    std::vector<EntryPtr> entries = entries_now();
+    for (const EntryPtr& entry : entries) {
+        if (entry->closing || entry->volume->faulted().has_value()) continue;
+        Busy busy(*this, entry);
+        Pressure pressure = entry->volume->pressure();
+        if (pressure.undrained_bytes != 0 || pressure.undrained_extents != 0) {
+            co_await drain_one(entry);
+        }
+        if (entry->volume->pressure().replay_records != 0) co_await checkpoint_one(entry);
+    }
+    for (int i = 0; i < 8 && space_->available_units() <= before && !stopping_; ++i) {
+        if (!(co_await clean_some(0.97))) break;
+    }
+    room_gained_ = space_->available_units() > before;
+    ++room_rounds_;
+    room_done_.wake_all();
+}
+
+Task<bool> Keeper::make_room() {
+    if (stopping_ || space_ == nullptr) co_return false;
+    ++room_waiting_;
+    uint64_t round = room_rounds_;
+    upkeep_work_.wake_all();
+    while (room_rounds_ == round)
+        co_await room_done_.wait();
+    --room_waiting_;
+    co_return room_gained_;
+}
+
+Task<void> Keeper::upkeep_loop() {
+    while (!stopping_) {
+        if (room_waiting_ != 0) {
+            co_await room_round();
+        } else if (!upkeep_queue_.empty()) {
+            EntryPtr entry = std::move(upkeep_queue_.front());
+            upkeep_queue_.pop_front();
+            entry->upkeep_queued = false;
+            clean_wanted_ = true;
+            if (!entry->closing) co_await upkeep(entry);
+        } else if (clean_wanted_ && is_short_of_space()) {
+            Time start = env_.clock.now();
+            clean_wanted_ = co_await clean_some(live_share_max(fullness()));
+            Duration took = env_.clock.now() - start;
+            // The fuller, the less it rests; foreground I/O has the device meanwhile.
+            if (fullness() < 0.8 && !stopping_) co_await env_.clock.sleep_for(took * 2);
+        } else {
+            co_await upkeep_work_.wait();
+        }
+        co_await runtime::yield();
+    }
+}
+
+Task<void> Keeper::tick_loop() {
+    while (!stopping_) {
+        co_await env_.clock.sleep_for(options_.tick);
+        if (stopping_) break;
+        Time now = env_.clock.now();
+        for (const auto& [volume, entry] : touched_) {
+            if (now - entry->touched_at >= options_.checkpoint_interval) queue_upkeep(entry);
+        }
+        bool is_idle = drain_queue_.empty() && upkeep_queue_.empty() && room_waiting_ == 0;
+        if (!is_idle || options_.prezero_bytes == 0 || space_ == nullptr) continue;
+        std::vector<media::SegmentStore*> stores = space_->stores();
+        for (media::SegmentStore* store : stores) {
+            if (store->space().unwritten_units == 0) continue;
+            auto zeroed = co_await store->prezero(options_.prezero_bytes);
+            if (!zeroed) LOG_WARN("zeroing ahead failed why={}", zeroed.error().text());
+        }
+    }
+}
+
+// ---- scrub ----
+
+Result<void> Keeper::start_scrub() {
+    if (scrub_.running) return fail(Code::busy, "a scrub runs already; see its report");
+    if (stopping_) return fail(Code::stopping, "the node is stopping");
+    if (space_ == nullptr) {
+        return fail(Code::unavailable, "no device is known yet; open a volume first");
+    }
+    scrub_ = ScrubReport{};
+    scrub_.running = true;
+    gate_.spawn(env_.executor, scrub_all());
+    return {};
+}
+
+Task<void> Keeper::scrub_volume(EntryPtr entry) {
+    Busy busy(*this, entry);
+    std::vector<volume::SegmentView> segments = entry->volume->segments();
+    for (const volume::SegmentView& segment : segments) {
+        if (entry->closing || stopping_) co_return;
+        auto result = co_await entry->volume->scrub(segment.index);
+        ++scrub_.segments_done;
+        if (!result) {
+            scrub_.problems.push_back(result.error().text());
+            continue;
+        }
+        scrub_.bytes_checked += result->bytes_checked;
+        for (std::string& problem : result->problems)
+            scrub_.problems.push_back(problem);
+        auto pause = std::chrono::nanoseconds(result->bytes_checked * 1'000'000'000 /
+                                              options_.scrub_bytes_per_second);
+        co_await env_.clock.sleep_for(std::min<Duration>(pause, std::chrono::milliseconds(200)));
+    }
+}
+
+Task<void> Keeper::scrub_all() {
+    std::vector<EntryPtr> entries = entries_now();
+    std::unordered_map<VolumeId, bool> is_open;
+    for (const EntryPtr& entry : entries)
+        is_open[entry->volume->id()] = true;
+    std::vector<media::SegmentStore*> stores = space_->stores();
+    std::vector<std::pair<media::SegmentStore*, SegmentId>> others;
+    for (media::SegmentStore* store : stores) {
+        for (const media::SegmentInfo& info : store->list()) {
+            if (!is_open.contains(info.volume)) others.emplace_back(store, info.id);
+        }
+    }
+    scrub_.segments_total = others.size();
+    for (const EntryPtr& entry : entries)
+        scrub_.segments_total += entry->volume->segments().size();
+    for (const EntryPtr& entry : entries) {
+        if (!entry->closing) co_await scrub_volume(entry);
+    }
+    for (auto& [store, id] : others) {
+        if (stopping_) break;
+        co_await scrub_unopened(*store, id, scrub_);
+        ++scrub_.segments_done;
+    }
+    scrub_.running = false;
+    scrub_.finished_at = env_.clock.wall_now();
+}
+
+}  // namespace peplos::keeper

@@ -1,0 +1,144 @@
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/env.h"
+#include "runtime/gate.h"
+#include "volume/background.h"
+#include "volume/leaf_cache.h"
+#include "volume/resources.h"
+#include "volume/volume.h"
+
+namespace peplos::keeper {
+
+struct KeeperOptions {
+    // Undrained data of a volume from which on it is drained.
+    uint64_t drain_bytes = limits::kSegmentBytesMax;
+    // What a restart may have to re-read before a checkpoint is due.
+    uint64_t replay_bytes_max = 2 * kGiB;
+    uint64_t replay_records_max = 2048;
+    Duration checkpoint_interval = std::chrono::minutes(10);
+    // The one timer of the node; it does nothing for idle volumes.
+    Duration tick = std::chrono::milliseconds(500);
+    // Cleaning begins when less than this share of the units is free.
+    double free_share_min = 0.35;
+    // Scrub rate.
+    uint64_t scrub_bytes_per_second = 50 * kMiB;
+    // Per tick in which nothing else is to do; 0: none.
+    uint64_t prezero_bytes = 8 * kMiB;
+};
+
+struct ScrubReport {
+    bool running = false;
+    uint64_t segments_done = 0;
+    uint64_t segments_total = 0;
+    uint64_t bytes_checked = 0;
+    std::vector<std::string> problems;  // each names volume, segment, unit and offset
+    WallTime finished_at{};
+};
+
+struct KeeperStats {
+    uint64_t drains = 0;
+    uint64_t checkpoints = 0;
+    uint64_t cleanings = 0;
+    uint64_t failures = 0;
+    std::string last_failure;
+};
+
+// Everything that works behind the volumes of one node: drains, checkpoints, removal, cleaning,
+// scrub, zeroing ahead.
+//
+// Invariants
+//   1. At most one drain and one upkeep step run on the node; foreground I/O gets in between.
+//   2. Volumes that nothing asked for cost nothing: no timers, no scans.
+//   3. After closing(volume) has resolved nothing here touches the volume.
+//
+// Two loops, each woken by wants(): one drains, the other does the rest, so that a long cleaning
+// never holds up the drain that writers wait for. Lives on the storage core.
+class Keeper final : public volume::Background {
+  public:
+    // What the volumes share is learnt from the first that is opened, or from share().
+    explicit Keeper(runtime::Env env, KeeperOptions options = {});
+    ~Keeper() override;
+
+    void start();
+    // The budgets and devices of the node: for scrub and zeroing ahead before any volume is open.
+    void share(volume::OverlayBudget& overlay, volume::SpaceBudget& space,
+               volume::LeafCache& leaf_cache);
+    // Ends within a step and a tick. Volumes still open are forgotten.
+    runtime::Task<void> stop();
+
+    void opened(volume::Volume& volume) override;
+    runtime::Task<void> closing(volume::Volume& volume) override;
+    void wants(volume::Volume& volume) override;
+    runtime::Task<bool> make_room() override;
+
+    // Checks every segment of the node in the background. Errors: busy (one runs).
+    Result<void> start_scrub();
+    const ScrubReport& scrub_report() const { return scrub_; }
+    const KeeperStats& stats() const { return stats_; }
+
+  private:
+    struct Entry {
+        volume::Volume* volume;
+        bool drain_queued = false;
+        bool upkeep_queued = false;
+        bool closing = false;
+        uint32_t busy = 0;
+        bool touched = false;  // something happened since the last checkpoint
+        Time touched_at{};
+    };
+    using EntryPtr = std::shared_ptr<Entry>;
+    // Keeps an entry from being forgotten during a step.
+    class Busy;
+
+    runtime::Task<void> drain_loop();
+    runtime::Task<void> upkeep_loop();
+    runtime::Task<void> tick_loop();
+    runtime::Task<void> tend(EntryPtr entry);
+    runtime::Task<void> upkeep(EntryPtr entry);
+    runtime::Task<bool> clean_some(double share_max);
+    runtime::Task<void> room_round();
+    runtime::Task<void> release_dead(EntryPtr entry);
+    runtime::Task<void> drain_one(EntryPtr entry);
+    runtime::Task<void> checkpoint_one(EntryPtr entry);
+    runtime::Task<void> scrub_all();
+    runtime::Task<void> scrub_volume(EntryPtr entry);
+    bool drain_due(const volume::Pressure& pressure) const;
+    bool checkpoint_due(const Entry& entry, const volume::Pressure& pressure);
+    bool is_short_of_space() const;
+    double fullness() const;
+    void queue_drain(const EntryPtr& entry);
+    void queue_upkeep(const EntryPtr& entry);
+    void queue_largest();
+    void note(const char* what, const volume::Volume& volume, const Error& error);
+    std::vector<EntryPtr> entries_now() const;
+
+    runtime::Env env_;
+    const KeeperOptions options_;
+    volume::OverlayBudget* overlay_ = nullptr;
+    volume::SpaceBudget* space_ = nullptr;
+    volume::LeafCache* leaf_cache_ = nullptr;
+    std::unordered_map<volume::Volume*, EntryPtr> entries_;
+    std::unordered_map<volume::Volume*, EntryPtr> touched_;
+    std::deque<EntryPtr> drain_queue_;
+    std::deque<EntryPtr> upkeep_queue_;
+    runtime::WaitList drain_work_;
+    runtime::WaitList upkeep_work_;
+    runtime::WaitList idle_;
+    runtime::WaitList room_done_;
+    uint64_t room_waiting_ = 0;
+    uint64_t room_rounds_ = 0;
+    bool room_gained_ = false;
+    bool clean_wanted_ = false;
+    bool stopping_ = false;
+    ScrubReport scrub_;
+    KeeperStats stats_;
+    runtime::Gate gate_;
+};
+
+}  // namespace peplos::keeper
