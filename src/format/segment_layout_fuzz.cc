@@ -28,7 +28,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     CHECK(footer.header == *header && footer.bytes() <= limits::kSegmentBytesMax);
     std::vector<std::byte> index(segment_index_bytes(footer.entry_count));
     const size_t used = std::min(size - 1, front.size());
-    std::memcpy(index.data(), data + 1 + used, std::min(size - 1 - used, index.size()));
+    const size_t rest = std::min(size - 1 - used, index.size());
+    if (rest != 0) std::memcpy(index.data(), data + 1 + used, rest);
     const size_t bytes = footer.entry_count * sizeof(SegmentIndexEntry);
     if (mode & 4) footer.index_crc = bytes == 0 ? 0 : crc32c(Bytes(index).first(bytes));
     const auto entries = decode_segment_index(footer, index);
