@@ -184,7 +184,8 @@ case_holder() {
     while kill -0 "$server" 2>/dev/null; do sleep 0.02; done
     sleep 0.3
     check "I/O fails honestly instead of hanging" \
-        bash -c "! timeout 10 dd if=/dev/zero of='$data/late' bs=4k count=1 oflag=direct 2>/dev/null"
+        bash -c "! timeout 10 dd if=/dev/zero of='$data/late' bs=4k count=1 oflag=direct \
+                 2>/dev/null"
     start "$fs" "$size" 512
     check "attached anew" ok_reply
     check "data are there" [ "$(cat "$data/file")" = kept ]
