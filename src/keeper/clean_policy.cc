@@ -17,14 +17,15 @@ struct Scored {
     double score;
 };
 
-std::optional<CleanChoice> take_class(std::span<const Scored> scored, uint8_t lifetime_class) {
+std::optional<CleanChoice> take_class(std::span<const Scored> scored, uint8_t lifetime_class,
+                                      uint64_t blocks_max) {
     CleanChoice choice;
     choice.lifetime_class = std::min<uint8_t>(lifetime_class + 1, format::kSegmentClassCount - 1);
     uint64_t units = 0;
     for (const Scored& item : scored) {
         const SegmentView& segment = *item.segment;
         if (segment.lifetime_class != lifetime_class) continue;
-        if (choice.live_blocks + segment.live_count > format::kSegmentEntryCountMax) continue;
+        if (choice.live_blocks + segment.live_count > blocks_max) continue;
         choice.segments.push_back(segment.index);
         choice.live_blocks += segment.live_count;
         units += segment.unit_count;
@@ -45,7 +46,10 @@ double live_share_max(double fullness) {
 }
 
 std::optional<CleanChoice> choose_segments(std::span<const SegmentView> segments,
-                                           double live_share_max) {
+                                           double live_share_max, uint64_t output_units_max) {
+    uint64_t blocks_max = std::min<uint64_t>(
+        format::kSegmentEntryCountMax,
+        output_units_max * format::segment_block_count_max(limits::kSegmentUnitBytes));
     uint64_t now = 1;
     for (const SegmentView& segment : segments)
         now = std::max(now, segment.age_lsn.value + 1);
@@ -65,7 +69,7 @@ std::optional<CleanChoice> choose_segments(std::span<const SegmentView> segments
     });
     std::optional<CleanChoice> best;
     for (uint8_t c = 0; c < format::kSegmentClassCount; ++c) {
-        std::optional<CleanChoice> choice = take_class(scored, c);
+        std::optional<CleanChoice> choice = take_class(scored, c, blocks_max);
         if (choice && (!best || choice->gained_units > best->gained_units)) best = choice;
     }
     return best;

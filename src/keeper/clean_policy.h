@@ -21,8 +21,9 @@ struct CleanChoice {
     uint64_t gained_units = 0;
 };
 // The best choice by age x (1-u)/(1+u), lifetime classes kept apart, at most one segment's worth of
-// live blocks; none when nothing below `live_share_max` gains a unit.
+// live blocks and `output_units_max` units of output; none when nothing below `live_share_max`
+// gains a unit.
 std::optional<CleanChoice> choose_segments(std::span<const volume::SegmentView> segments,
-                                           double live_share_max);
+                                           double live_share_max, uint64_t output_units_max);
 
 }  // namespace peplos::keeper

@@ -231,11 +231,15 @@ Task<void> Keeper::upkeep(EntryPtr entry) {
 Task<bool> Keeper::clean_some(double share_max) {
     EntryPtr best_entry;
     CleanChoice best;
+    // The last units belong to checkpoints: without them nothing that dies is ever removed.
+    uint64_t free = space_->free_units();
+    uint64_t kept = 4 + 2 * div_up(leaf_cache_->dirty_bytes(), kMiB);
+    if (free <= kept) co_return false;
     std::vector<EntryPtr> entries = entries_now();
     for (const EntryPtr& entry : entries) {
         if (entry->volume->faulted().has_value()) continue;
         std::vector<volume::SegmentView> segments = entry->volume->segments();
-        std::optional<CleanChoice> choice = choose_segments(segments, share_max);
+        std::optional<CleanChoice> choice = choose_segments(segments, share_max, free - kept);
         if (choice && choice->gained_units > best.gained_units) {
             best = std::move(*choice);
             best_entry = entry;
@@ -247,7 +251,10 @@ Task<bool> Keeper::clean_some(double share_max) {
     auto moved = co_await best_entry->volume->relocate(std::move(indexes), best.lifetime_class);
     ++stats_.cleanings;
     if (!moved) {
-        note("cleaning", *best_entry->volume, moved.error());
+        // A drain was quicker to take the units: the next round chooses by what is left.
+        if (moved.error().code() != Code::no_space) {
+            note("cleaning", *best_entry->volume, moved.error());
+        }
         co_return false;
     }
     // Removal waits for a root that covers the seals of what died; with little left it is due now.

@@ -196,6 +196,8 @@ struct VolumeCore {
 
     // ---- upkeep.cc ----
     Task<Result<void>> checkpoint();
+    // Free units that only a checkpoint may take: without it nothing that died is ever removed.
+    uint64_t checkpoint_units() const { return 3 + 2 * div_up(map->dirty_bytes(), kMiB); }
     Task<Result<void>> remove_dead();
     Task<Result<void>> remove_dead_locked();
     Task<Result<void>> relocate(std::vector<uint32_t> indexes, uint8_t lifetime_class);

@@ -112,6 +112,12 @@ Task<Result<Drain::Output>> Drain::write_some(size_t first, size_t& taken) {
             std::min<uint64_t>(run.blocks, format::segment_block_count_max(run.bytes / 2)),
             run.bytes / 2);
     }
+    if (!core_.segments.has_room(run.bytes, media::Purpose::user) &&
+        core_.resources.space.free_units() < run.bytes / kMiB + core_.checkpoint_units()) {
+        co_return fail(Code::no_space,
+                       "volume {} cannot be drained: what is left is kept for the cleaner",
+                       core_.params.id);
+    }
     auto blocks = co_await load(first, run.blocks);
     if (!blocks) co_return fail(std::move(blocks).error());
     // The space was promised when the writes were accepted; the reserve covers what fragmentation

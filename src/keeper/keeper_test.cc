@@ -1,0 +1,117 @@
+#include "keeper/keeper.h"
+
+#include "keeper/clean_policy.h"
+#include "volume/volume_test_rig.h"
+
+namespace peplos::keeper {
+namespace {
+
+using runtime::Task;
+using volume::Rig;
+using volume::RigOptions;
+using volume::SegmentView;
+
+TEST(CleanPolicy, CleansLittleWhileThereIsRoom) {
+    EXPECT_DOUBLE_EQ(live_share_max(0.3), 0.25);
+    EXPECT_NEAR(live_share_max(0.9), 0.8, 1e-9);
+    EXPECT_LT(live_share_max(0.7), live_share_max(0.8));
+    EXPECT_LE(live_share_max(1.0), 0.97);
+}
+
+SegmentView view(uint32_t index, uint8_t lifetime_class, uint32_t live, uint32_t units) {
+    SegmentView out;
+    out.index = index;
+    out.lifetime_class = lifetime_class;
+    out.age_lsn = Lsn(index);
+    out.block_count = units * 250;
+    out.live_count = live;
+    out.unit_count = units;
+    return out;
+}
+
+TEST(CleanPolicy, KeepsLifetimeClassesApartAndGainsUnits) {
+    std::vector<SegmentView> segments{view(1, 1, 10, 8), view(2, 2, 10, 4), view(3, 1, 20, 8),
+                                      view(4, 1, 1990, 8)};
+    auto choice = choose_segments(segments, 0.25, 32);
+    ASSERT_TRUE(choice.has_value());
+    EXPECT_EQ(choice->segments, (std::vector<uint32_t>{1, 3}));
+    EXPECT_EQ(choice->lifetime_class, 2);
+    EXPECT_EQ(choice->gained_units, 15u);
+    EXPECT_FALSE(choose_segments(std::vector{view(4, 1, 1990, 8)}, 0.25, 32).has_value());
+}
+
+class KeeperTest : public testing::Test {
+  protected:
+    void make(RigOptions options, KeeperOptions keeper_options = {}) {
+        rig = std::make_unique<Rig>(5, options);
+        keeper = std::make_unique<Keeper>(rig->world.env(), keeper_options);
+        rig->background = keeper.get();
+        rig->make();
+        keeper->start();
+        keeper->opened(*rig->volume);
+    }
+    void TearDown() override {
+        if (!rig || !rig->volume) return;
+        rig->world.run(keeper->closing(*rig->volume));
+        rig->world.run(rig->volume->stop());
+        rig->world.run(keeper->stop());
+        rig->volume.reset();
+        rig->stop_node();
+    }
+    std::unique_ptr<Rig> rig;
+    std::unique_ptr<Keeper> keeper;
+};
+
+TEST_F(KeeperTest, DrainsWhatWritersPileUp) {
+    RigOptions options;
+    options.overlay_bytes = 2 * kMiB;
+    make(options);
+    for (uint64_t at = 0; at < 16 * kMiB; at += 64 * kKiB) {
+        auto written = rig->world.run(rig->write(at, 64 * kKiB));
+        ASSERT_TRUE(written) << written.error().text();
+    }
+    EXPECT_GT(keeper->stats().drains, 3u);
+    EXPECT_EQ(keeper->stats().failures, 0u) << keeper->stats().last_failure;
+    rig->expect_all();
+}
+
+TEST_F(KeeperTest, OverwritesGoOnForEverOnANearlyFullDevice) {
+    RigOptions options;
+    options.disk_bytes = 72 * kMiB;
+    options.volume_bytes = 24 * kMiB;
+    options.overlay_bytes = 4 * kMiB;
+    make(options);
+    for (uint64_t i = 0; i < 1500; ++i) {
+        uint64_t at = rig->world.random().pick(options.volume_bytes / (64 * kKiB)) * 64 * kKiB;
+        auto written = rig->world.run(rig->write(at, 64 * kKiB));
+        ASSERT_TRUE(written) << i << ": " << written.error().text() << " last "
+                             << keeper->stats().last_failure;
+    }
+    EXPECT_EQ(keeper->stats().failures, 0u) << keeper->stats().last_failure;
+    rig->expect_all();
+}
+
+TEST_F(KeeperTest, ScrubVisitsEverySegmentAndReportsProblems) {
+    make({});
+    ASSERT_TRUE(rig->world.run(rig->write(0, 64 * kKiB)));
+    ASSERT_TRUE(rig->world.run(rig->volume->drain()));
+    ASSERT_TRUE(keeper->start_scrub());
+    EXPECT_FALSE(keeper->start_scrub());
+    rig->world.run_for(std::chrono::seconds(5));
+    EXPECT_FALSE(keeper->scrub_report().running);
+    EXPECT_EQ(keeper->scrub_report().segments_done, keeper->scrub_report().segments_total);
+    EXPECT_GE(keeper->scrub_report().bytes_checked, 64 * kKiB);
+    EXPECT_TRUE(keeper->scrub_report().problems.empty());
+}
+
+TEST_F(KeeperTest, IdleVolumesCostNothing) {
+    make({}, KeeperOptions{.prezero_bytes = 0});
+    rig->world.run_for(std::chrono::seconds(5));
+    uint64_t events = rig->world.event_count();
+    rig->world.run_for(std::chrono::seconds(60));
+    // The one tick of the node and nothing per volume.
+    EXPECT_LT(rig->world.event_count() - events, 60u * 2 * 8);
+}
+
+}  // namespace
+}  // namespace peplos::keeper

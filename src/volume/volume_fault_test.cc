@@ -1,0 +1,143 @@
+#include "format/segment_layout.h"
+#include "volume/volume_test_rig.h"
+
+namespace peplos::volume {
+namespace {
+
+uint64_t device_offset(Rig& rig, const SegmentId& id, uint64_t offset) {
+    // Where a pattern lies on the disk: searched, so that the test needs no layout.
+    media::SegmentPin pin = rig.device->segments().find(id);
+    CHECK(pin);
+    sim::DiskMedia& disk = rig.world.disk(Rig::kPath);
+    Buffer want = Buffer::allocate(kBlockBytes);
+    auto read = rig.world.run(rig.device->segments().read(pin, offset, want));
+    CHECK(read);
+    Buffer have = Buffer::allocate(kBlockBytes);
+    for (uint64_t at = 16 * kMiB; at < disk.size_bytes(); at += kBlockBytes) {
+        disk.peek(at, have.bytes());
+        if (std::memcmp(have.data(), want.data(), kBlockBytes) == 0) return at;
+    }
+    CHECK(false, "the block is nowhere on the disk");
+    return 0;
+}
+
+Task<Result<void>> read_block(Volume& volume, uint64_t offset) {
+    Buffer into = Buffer::allocate(kBlockBytes);
+    co_return co_await volume.read(offset, into);
+}
+
+TEST(VolumeFault, ACorruptBlockIsFoundNamedAndNeverServed) {
+    Rig rig(1);
+    rig.make();
+    ASSERT_TRUE(rig.world.run(rig.write(64 * kKiB, 32 * kKiB)));
+    ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    SegmentView segment = rig.volume->segments().at(0);
+    uint64_t at = device_offset(rig, segment.id, format::segment_block_offset(2));
+    rig.world.disk(Rig::kPath).corrupt(at + 100);
+    auto bad = rig.world.run(read_block(*rig.volume, 64 * kKiB + 2 * kBlockBytes));
+    ASSERT_FALSE(bad);
+    EXPECT_EQ(bad.error().code(), Code::corrupt);
+    EXPECT_NE(bad.error().message().find(segment.id.text()), std::string::npos);
+    EXPECT_EQ(rig.volume->stats().corrupt_blocks, 1u);
+    EXPECT_TRUE(rig.world.run(read_block(*rig.volume, 64 * kKiB + 3 * kBlockBytes)));
+    auto scrubbed = rig.world.run(rig.volume->scrub(segment.index));
+    ASSERT_TRUE(scrubbed);
+    ASSERT_EQ(scrubbed->problems.size(), 1u);
+    EXPECT_NE(scrubbed->problems[0].find("block 18"), std::string::npos) << scrubbed->problems[0];
+    // Cleaning moves the others, and says what it could not move.
+    auto moved = rig.world.run(rig.volume->relocate({segment.index}, 2));
+    ASSERT_FALSE(moved);
+    EXPECT_EQ(moved.error().code(), Code::corrupt);
+    EXPECT_FALSE(rig.volume->faulted().has_value());
+    EXPECT_EQ(rig.world.run(rig.check(64 * kKiB, 8 * kKiB)), "");
+}
+
+TEST(VolumeFault, ACorruptMapPageIsNotBelieved) {
+    Rig rig(2);
+    rig.make();
+    ASSERT_TRUE(rig.world.run(rig.write(0, 32 * kKiB)));
+    ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+    SegmentId map_segment{};
+    for (const SegmentView& segment : rig.volume->segments()) {
+        if (segment.kind == format::SegmentKind::map) map_segment = segment.id;
+    }
+    ASSERT_TRUE(map_segment);
+    uint64_t at = device_offset(rig, map_segment, format::kSegmentDataOffset);
+    rig.stop();
+    rig.world.disk(Rig::kPath).corrupt(at, kBlockBytes);
+    rig.start_node();
+    auto opened = rig.try_open();
+    if (opened) {
+        auto read = rig.world.run(read_block(*rig.volume, 0));
+        ASSERT_FALSE(read);
+        EXPECT_EQ(read.error().code(), Code::corrupt);
+    } else {
+        EXPECT_EQ(opened.error().code(), Code::corrupt) << opened.error().text();
+    }
+    rig.stop();
+}
+
+TEST(VolumeFault, AFailedDeviceTakesItsVolumeOutOfServiceAndNothingHangs) {
+    for (uint64_t skip = 0; skip < 6; ++skip) {
+        Rig rig(10 + skip);
+        rig.make();
+        ASSERT_TRUE(rig.world.run(rig.write(0, 32 * kKiB)));
+        rig.world.disk(Rig::kPath)
+            .add_fault({.operation = sim::DiskOperation::write,
+                        .effect = sim::DiskEffect::io_error,
+                        .skip = skip});
+        Result<void> outcome;
+        for (int i = 0; i < 8 && outcome; ++i) {
+            outcome = rig.world.run(rig.write(i * kMiB, i % 2 == 0 ? 4096 : 256 * kKiB));
+            if (outcome) outcome = rig.world.run(rig.volume->drain());
+        }
+        ASSERT_FALSE(outcome) << skip;
+        EXPECT_EQ(outcome.error().code(), Code::io_error) << outcome.error().text();
+        ASSERT_TRUE(rig.volume->faulted().has_value());
+        EXPECT_FALSE(rig.world.run(rig.write(0, 4096)));
+        EXPECT_FALSE(rig.world.run(rig.volume->close()));
+        rig.crash();
+        rig.world.disk(Rig::kPath).clear_faults();
+        rig.recover();
+        rig.expect_all();
+    }
+}
+
+TEST(VolumeFault, AFullDeviceFailsCleanlyAndRecoversWithoutARestart) {
+    RigOptions options;
+    options.disk_bytes = 64 * kMiB;
+    options.volume_bytes = 128 * kMiB;
+    Rig rig(20, options);
+    rig.make();
+    Result<void> outcome;
+    uint64_t offset = 0;
+    while (outcome && offset < 120 * kMiB) {
+        outcome = rig.world.run(rig.write(offset, 64 * kKiB));
+        if (outcome) offset += 64 * kKiB;
+    }
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code(), Code::no_space) << outcome.error().text();
+    EXPECT_GT(offset, 20 * kMiB);
+    EXPECT_FALSE(rig.volume->faulted().has_value());
+    EXPECT_EQ(rig.world.run(rig.check(0, kMiB)), "");
+    ASSERT_TRUE(rig.world.run(rig.zero(0, offset / 2)));
+    for (uint64_t at = 0; at < 8 * kMiB; at += 64 * kKiB) {
+        auto again = rig.world.run(rig.write(at, 64 * kKiB));
+        ASSERT_TRUE(again) << "at " << at << ": " << again.error().text();
+    }
+    for (uint64_t at = 0; at < offset; at += kMiB) {
+        ASSERT_EQ(rig.world.run(rig.check(at, 64 * kKiB)), "") << at;
+    }
+    // Destroy works on a full device, for a volume that is not open.
+    rig.world.run(rig.volume->stop());
+    rig.volume.reset();
+    uint32_t free = rig.device->segments().space().free_units;
+    ASSERT_TRUE(rig.world.run(Volume::destroy(*rig.resources, Rig::kVolume)));
+    EXPECT_GT(rig.device->segments().space().free_units, free);
+    EXPECT_TRUE(rig.device->segments().list(Rig::kVolume).empty());
+    rig.stop_node();
+}
+
+}  // namespace
+}  // namespace peplos::volume
