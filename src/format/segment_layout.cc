@@ -196,11 +196,12 @@ uint32_t encode_segment_index(std::span<const SegmentIndexEntry> entries, Mutabl
                   std::tie(entries[i].lba, entries[i].lsn),
               "index entry {} is out of order", i);
     }
+    if (entries.empty()) return 0;
     ByteWriter writer(out);
     Bytes bytes = std::as_bytes(entries);
     writer.put(bytes);
     writer.zero_to(segment_index_bytes(entries.size()));
-    return entries.empty() ? 0 : crc32c(bytes);
+    return crc32c(bytes);
 }
 
 Result<SegmentHeader> decode_segment_header(Bytes bytes) {
