@@ -63,7 +63,8 @@ class DeviceSet {
     const std::vector<std::unique_ptr<Member>>& members() const { return members_; }
 
     volume::SpaceBudget& space() { return space_; }
-    const volume::OverlayBudget& overlay() const { return overlay_; }
+    volume::OverlayBudget& overlay() { return overlay_; }
+    volume::LeafCache& leaf_cache() { return leaf_cache_; }
 
     DeviceInfo info(const Member& member) const;
 

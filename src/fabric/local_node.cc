@@ -302,10 +302,11 @@ Task<void> LocalNode::stop() {
     trim_alarm_.ring();
     creating_changed_.wake_all();
     co_await gate_.close();
+    // Requests under way may wait for a drain: the background ends after them.
     if (attachments_ != nullptr) co_await attachments_->pause_all();
+    if (background_ != nullptr) co_await background_->stop();
     for (const auto& [id, entry] : entries_) {
         if (entry->open == nullptr) continue;
-        if (background_ != nullptr) co_await background_->closing(*entry->open);
         co_await entry->open->stop();
         entry->open.reset();
     }

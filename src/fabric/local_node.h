@@ -53,6 +53,9 @@ class LocalNode final : public Node {
     void set_background(volume::Background* background) { background_ = background; }
     void set_scrubber(Scrubber* scrubber) { scrubber_ = scrubber; }
 
+    // The budgets that whatever works behind the volumes has to know.
+    DeviceSet& devices() { return devices_; }
+
     // Reads the control store (a store without a cluster record is a new cluster of one node),
     // opens the devices, takes back what the kernel still has attached, goes on with deletions.
     // Devices and volumes that fail are reported by status(), they do not fail start().

@@ -70,7 +70,7 @@ class Keeper final : public volume::Background {
     void share(volume::OverlayBudget& overlay, volume::SpaceBudget& space,
                volume::LeafCache& leaf_cache);
     // Ends within a step and a tick. Volumes still open are forgotten.
-    runtime::Task<void> stop();
+    runtime::Task<void> stop() override;
 
     void opened(volume::Volume& volume) override;
     runtime::Task<void> closing(volume::Volume& volume) override;

@@ -26,6 +26,10 @@ class Background {
     // removals, cleaning) and resolves when some were gained, or with false when nothing can be.
     // Many may wait at once. Never called from the background's own work.
     virtual runtime::Task<bool> make_room() = 0;
+
+    // Ends all background work for good; waits. Fabric calls it when no I/O runs any more and
+    // before the devices close. closing() is still allowed.
+    virtual runtime::Task<void> stop() = 0;
 };
 
 }  // namespace peplos::volume

@@ -1,0 +1,271 @@
+#include "app/daemon.h"
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <csignal>
+#include <dirent.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "api/door.h"
+#include "app/notify.h"
+#include "attach/fuse_attachments.h"
+#include "base/log.h"
+#include "control/embedded_store.h"
+#include "docker/door.h"
+#include "fabric/local_node.h"
+#include "http/listen.h"
+#include "keeper/keeper.h"
+#include "runtime/core.h"
+#include "runtime/system.h"
+
+namespace peplos::app {
+namespace {
+
+// The kernel may want memory written back through this daemon: it must not wait for its own pages.
+void pin_process() {
+#ifndef MCL_ONFAULT
+#define MCL_ONFAULT 4
+#endif
+    if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0) {
+        LOG_WARN("memory not locked, a swapping host may stall volumes why=\"{}\"",
+                 std::strerror(errno));
+    }
+#ifdef PR_SET_IO_FLUSHER
+    if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0) {
+        LOG_DEBUG("not an I/O flusher why=\"{}\"", std::strerror(errno));
+    }
+#endif
+    std::signal(SIGPIPE, SIG_IGN);
+}
+
+Result<void> make_directory(const std::string& path) {
+    std::string prefix;
+    for (size_t at = 1; at != std::string::npos && at <= path.size();) {
+        at = path.find('/', at);
+        prefix = path.substr(0, at);
+        if (mkdir(prefix.c_str(), 0700) != 0 && errno != EEXIST) {
+            return fail(Code::io_error, "cannot make directory {}: {}", prefix,
+                        std::strerror(errno));
+        }
+        if (at != std::string::npos) ++at;
+    }
+    return {};
+}
+
+bool is_empty_directory(const std::string& path) {
+    DIR* directory = opendir(path.c_str());
+    if (directory == nullptr) return false;
+    bool empty = true;
+    while (dirent* entry = readdir(directory)) {
+        std::string_view name = entry->d_name;
+        if (name != "." && name != "..") empty = false;
+    }
+    closedir(directory);
+    return empty;
+}
+
+std::string host_name() {
+    std::array<char, 256> name{};
+    if (gethostname(name.data(), name.size() - 1) != 0) return "localhost";
+    return name.data();
+}
+
+}  // namespace
+
+// The node's scrub requests, done by the keeper.
+class KeeperScrubber final : public fabric::Scrubber {
+  public:
+    explicit KeeperScrubber(keeper::Keeper& keeper) : keeper_(keeper) {}
+    Result<void> start_scrub() override { return keeper_.start_scrub(); }
+    fabric::Node::ScrubReport scrub_report() const override {
+        const keeper::ScrubReport& report = keeper_.scrub_report();
+        return {report.running,       report.segments_done, report.segments_total,
+                report.bytes_checked, report.problems,      report.finished_at};
+    }
+
+  private:
+    keeper::Keeper& keeper_;
+};
+
+// What lives on the storage core, in the order in which it is made.
+struct StorageSide {
+    explicit StorageSide(std::unique_ptr<runtime::Core> storage_core)
+        : core(std::move(storage_core)), system(core.get()) {}
+
+    std::unique_ptr<runtime::Core> core;
+    runtime::System system;
+    std::unique_ptr<control::EmbeddedStore> store;
+    std::unique_ptr<attach::FuseAttachments> attachments;
+    std::unique_ptr<fabric::LocalNode> node;
+    // Its budgets are the node's.
+    std::unique_ptr<keeper::Keeper> keeper;
+    std::unique_ptr<KeeperScrubber> scrubber;
+};
+
+// What lives on the door core: the thread that called run().
+struct DoorSide {
+    std::unique_ptr<runtime::Core> core;
+    std::unique_ptr<docker::Door> docker;
+    std::unique_ptr<api::Door> api;
+};
+
+Daemon::Daemon(Config config) : config_(std::move(config)) {}
+Daemon::~Daemon() = default;
+
+Result<void> Daemon::prepare_process() {
+    pin_process();
+    if (config_.node_name.empty()) config_.node_name = host_name();
+    bool is_new = access(config_.state_dir.c_str(), F_OK) != 0;
+    TRY(make_directory(config_.state_dir));
+    TRY(make_directory(config_.run_dir));
+    std::string database = config_.state_dir + "/control.db";
+    // A control store that was lost must not turn into an empty cluster.
+    if (access(database.c_str(), F_OK) != 0 && !is_new && !is_empty_directory(config_.state_dir)) {
+        return fail(Code::not_found,
+                    "{} is missing, but {} is not empty: this node had a cluster. Bring the file "
+                    "back from a backup, or empty the directory to begin anew (its volumes are "
+                    "lost then)",
+                    database, config_.state_dir);
+    }
+    return {};
+}
+
+Result<void> Daemon::run() {
+    TRY(prepare_process());
+    runtime::CoreOptions storage_options;
+    storage_options.name = "storage";
+    TRY_ASSIGN(std::unique_ptr<runtime::Core> storage_core, runtime::Core::make(storage_options));
+    runtime::CoreOptions door_options;
+    door_options.name = "doors";
+    TRY_ASSIGN(std::unique_ptr<runtime::Core> door_core, runtime::Core::make(door_options));
+    storage_ = std::make_unique<StorageSide>(std::move(storage_core));
+    doors_ = std::make_unique<DoorSide>();
+    doors_->core = std::move(door_core);
+    storage_->core->start();
+    runtime::spawn(doors_->core->executor(), serve());
+    doors_->core->run();
+    storage_->core->stop();
+    return outcome_;
+}
+
+runtime::Task<void> Daemon::serve() {
+    runtime::Executor storage = storage_->core->executor();
+    outcome_ = co_await runtime::call_on(storage, [this] { return start_storage(); });
+    if (outcome_) outcome_ = co_await start_doors();
+    if (outcome_) {
+        notify_manager("READY=1");
+        LOG_INFO("serving node={} api={} plugin={}", config_.node_name, config_.api_socket,
+                 config_.plugin_socket);
+        co_await wait_for_signal();
+        notify_manager("STOPPING=1");
+    }
+    co_await stop_all();
+    doors_->core->stop();
+}
+
+runtime::Task<Result<void>> Daemon::start_storage() {
+    StorageSide& side = *storage_;
+    control::EmbeddedStore::Options store_options;
+    store_options.path = config_.state_dir + "/control.db";
+    store_options.if_missing = control::EmbeddedStore::IfMissing::create;
+    CO_TRY_ASSIGN(side.store, co_await control::EmbeddedStore::open(std::move(store_options)));
+
+    fabric::LocalNodeOptions node_options;
+    node_options.name = config_.node_name;
+    node_options.devices.overlay_bytes = config_.overlay_bytes;
+    node_options.devices.leaf_cache_bytes = config_.leaf_cache_bytes;
+    side.node = std::make_unique<fabric::LocalNode>(side.system.env(), *side.store, node_options);
+    fabric::DeviceSet& devices = side.node->devices();
+    side.keeper = std::make_unique<keeper::Keeper>(side.system.env());
+    side.keeper->share(devices.overlay(), devices.space(), devices.leaf_cache());
+    side.scrubber = std::make_unique<KeeperScrubber>(*side.keeper);
+    side.keeper->start();
+    side.node->set_background(side.keeper.get());
+    side.node->set_scrubber(side.scrubber.get());
+
+    attach::AttachOptions attach_options;
+    attach_options.state_directory = config_.run_dir;
+    side.attachments = std::make_unique<attach::FuseAttachments>(
+        side.system.env().executor, side.system.env().clock, attach_options);
+    Result<void> ready = co_await side.attachments->open();
+    if (!ready) co_return fail(std::move(ready).error().within("volumes cannot be attached"));
+    side.node->set_attachments(side.attachments.get());
+    CO_TRY(co_await side.node->start());
+    for (const DeviceConfig& device : config_.devices) {
+        CO_TRY_ASSIGN(fabric::NodeStatus status, co_await side.node->status());
+        bool known = std::any_of(
+            status.devices.begin(), status.devices.end(),
+            [&device](const fabric::DeviceInfo& info) { return info.path == device.path; });
+        if (known) continue;
+        Result<fabric::DeviceInfo> added =
+            co_await side.node->add_device(device.path, device.create_bytes, device.media_class);
+        if (!added) {
+            co_return fail(std::move(added).error().within(
+                fmt::format("device {} of the configuration", device.path)));
+        }
+    }
+    co_return Result<void>();
+}
+
+runtime::Task<Result<void>> Daemon::start_doors() {
+    runtime::Executor here = doors_->core->executor();
+    CO_TRY_ASSIGN(std::vector<http::ActivatedSocket> activated, http::take_activated_sockets());
+    docker::Options docker_options;
+    docker_options.socket_paths = {config_.plugin_socket, config_.managed_socket};
+    for (http::ActivatedSocket& socket : activated) {
+        docker_options.activated.push_back(std::move(socket.fd));
+    }
+    doors_->docker =
+        std::make_unique<docker::Door>(here, *storage_->node, std::move(docker_options));
+    CO_TRY(doors_->docker->start());
+    api::Options api_options;
+    api_options.socket_path = config_.api_socket;
+    if (config_.api_port != 0) {
+        api_options.tcp_port = config_.api_port;
+        api_options.token_path = config_.api_token;
+    }
+    doors_->api = std::make_unique<api::Door>(here, *storage_->node, std::move(api_options));
+    CO_TRY(doors_->api->start());
+    co_return Result<void>();
+}
+
+runtime::Task<void> Daemon::wait_for_signal() {
+    boost::asio::signal_set signals(doors_->core->context(), SIGTERM, SIGINT);
+    auto token = boost::asio::as_tuple(runtime::kUseTask);
+    auto [error, number] = co_await signals.async_wait(token);
+    LOG_INFO("stopping signal={}", number);
+}
+
+namespace {
+
+runtime::Task<void> stop_storage(StorageSide& side) {
+    if (side.node != nullptr) co_await side.node->stop();
+    if (side.keeper != nullptr) co_await side.keeper->stop();
+    side.scrubber.reset();
+    side.keeper.reset();
+    side.node.reset();
+    if (side.attachments != nullptr) co_await side.attachments->pause_all();
+    side.attachments.reset();
+    if (side.store != nullptr) {
+        Result<void> stopped = co_await side.store->stop();
+        if (!stopped) LOG_WARN("control store why=\"{}\"", stopped.error().text());
+    }
+    side.store.reset();
+}
+
+}  // namespace
+
+runtime::Task<void> Daemon::stop_all() {
+    if (doors_->api != nullptr) co_await doors_->api->stop();
+    if (doors_->docker != nullptr) co_await doors_->docker->stop();
+    doors_->api.reset();
+    doors_->docker.reset();
+    runtime::Executor storage = storage_->core->executor();
+    StorageSide& side = *storage_;
+    co_await runtime::call_on(storage, [&side] { return stop_storage(side); });
+}
+
+}  // namespace peplos::app

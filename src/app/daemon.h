@@ -1,0 +1,45 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "app/config.h"
+#include "base/result.h"
+#include "runtime/task.h"
+
+namespace peplos::app {
+
+struct StorageSide;
+struct DoorSide;
+
+// A node as a process: the storage core on a thread of its own, the doors on the calling one.
+//
+//   run(): lock memory, open the control store, start the node, take back what the kernel still
+//   has attached, open the doors, say READY; on SIGTERM or SIGINT the same backwards. Attached
+//   volumes stay attached over a stop: their I/O waits for the next daemon.
+class Daemon {
+  public:
+    explicit Daemon(Config config);
+    ~Daemon();
+    Daemon(const Daemon&) = delete;
+    Daemon& operator=(const Daemon&) = delete;
+
+    // Blocks until a signal ends it. Errors: whatever keeps the node from serving at all; a device
+    // or a volume that fails does not, it shows in `peplos status`.
+    Result<void> run();
+
+  private:
+    Result<void> prepare_process();
+    runtime::Task<void> serve();
+    runtime::Task<Result<void>> start_storage();
+    runtime::Task<Result<void>> start_doors();
+    runtime::Task<void> stop_all();
+    runtime::Task<void> wait_for_signal();
+
+    Config config_;
+    std::unique_ptr<StorageSide> storage_;
+    std::unique_ptr<DoorSide> doors_;
+    Result<void> outcome_;
+};
+
+}  // namespace peplos::app

@@ -1,0 +1,145 @@
+// peplos-bench: loads the storage engine in its own process, without a door in front, and prints
+// one JSON object per run. bench/run.py sets it beside fio on the raw file of the same disk.
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <sys/resource.h>
+
+#include "app/bench_load.h"
+#include "app/bench_stage.h"
+#include "runtime/core.h"
+#include "runtime/system.h"
+
+namespace peplos::app {
+namespace {
+
+double cpu_seconds() {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    auto seconds = [](const timeval& t) {
+        return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
+    };
+    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+struct Wish {
+    BenchStageOptions stage;
+    BenchLoad load;
+    bool prepare = false;
+    uint32_t fill_percent = 100;
+    // Leaves mapped one block each, over this many bytes: what a restart has to survive.
+    uint64_t sparse_bytes = 0;
+    bool leave_dirty = false;
+};
+
+Task<Result<nlohmann::json>> prepare(BenchStage& stage, const Wish& wish) {
+    CO_TRY(co_await stage.format());
+    CO_TRY(co_await stage.open_volume());
+    if (wish.sparse_bytes != 0) {
+        CO_TRY(co_await write_one_block_per_leaf(stage.volume(), wish.sparse_bytes));
+    } else {
+        uint64_t bytes = stage.volume().size_bytes() / 100 * wish.fill_percent;
+        CO_TRY(co_await fill(stage.volume(), round_down(bytes, kMiB)));
+    }
+    CO_TRY(co_await stage.close_volume());
+    co_return nlohmann::json{{"prepared_bytes", stage.stored_bytes()}};
+}
+
+Task<Result<nlohmann::json>> measure(BenchStage& stage, const Wish& wish) {
+    Time before_open = stage.clock().now();
+    CO_TRY(co_await stage.open_device());
+    CO_TRY(co_await stage.open_volume());
+    double open_seconds = std::chrono::duration<double>(stage.clock().now() - before_open).count();
+    nlohmann::json out = {{"open_seconds", open_seconds}};
+    if (wish.load.seconds > 0) {
+        volume::VolumeStats before = stage.volume().stats();
+        double cpu_before = cpu_seconds();
+        CO_TRY_ASSIGN(BenchResult result,
+                      co_await run_load(stage.executor(), stage.clock(), stage.rng(),
+                                        stage.volume(), wish.load));
+        double cpu = cpu_seconds() - cpu_before;
+        volume::VolumeStats after = stage.volume().stats();
+        out.update(result.json());
+        out["cpu_us_per_op"] =
+            result.operations == 0 ? 0.0 : cpu * 1e6 / static_cast<double>(result.operations);
+        out["written_bytes"] = after.write.bytes - before.write.bytes;
+        out["drained_bytes"] = after.drained_bytes - before.drained_bytes;
+        out["relocated_bytes"] = after.relocated_bytes - before.relocated_bytes;
+        out["checkpoint_bytes"] = after.checkpoint_bytes - before.checkpoint_bytes;
+    }
+    if (wish.leave_dirty) {
+        std::puts(out.dump().c_str());
+        std::fflush(stdout);
+        raise(SIGKILL);
+    }
+    CO_TRY(co_await stage.close_volume());
+    co_return out;
+}
+
+Task<void> main_task(runtime::Core& core, BenchStage& stage, const Wish& wish, int& exit_code) {
+    Result<nlohmann::json> out = Result<nlohmann::json>();
+    if (wish.prepare) {
+        out = co_await prepare(stage, wish);
+    } else {
+        out = co_await measure(stage, wish);
+    }
+    co_await stage.close();
+    if (out) {
+        std::puts(out->dump().c_str());
+    } else {
+        std::fprintf(stderr, "peplos-bench: %s\n", out.error().text().c_str());
+        exit_code = 1;
+    }
+    core.stop();
+}
+
+int run(int argc, char** argv) {
+    CLI::App app("Loads the Peplos engine without a door in front");
+    Wish wish;
+    app.require_subcommand(1);
+    auto* prepare_command = app.add_subcommand("prepare", "format the file and fill a volume");
+    auto* run_command = app.add_subcommand("run", "open the prepared volume and load it");
+    for (auto* command : {prepare_command, run_command}) {
+        command->add_option("--file", wish.stage.path, "the device file")->required();
+        command->add_option("--leaf-cache", wish.stage.leaf_cache_bytes, "bytes of cached leaves");
+        command->add_option("--overlay", wish.stage.overlay_bytes, "bytes of undrained data");
+    }
+    prepare_command->add_option("--bytes", wish.stage.device_bytes, "size of the file");
+    prepare_command->add_option("--ring", wish.stage.ring_bytes, "size of the journal");
+    for (auto* command : {prepare_command, run_command}) {
+        command->add_option("--volume", wish.stage.volume_bytes, "size of the volume");
+    }
+    prepare_command->add_option("--fill", wish.fill_percent, "percent of the volume to write");
+    prepare_command->add_option("--sparse", wish.sparse_bytes, "one block per 4 MiB, up to here");
+    run_command->add_option("--op", wish.load.operation, "read, write or mix (70 % reads)");
+    run_command->add_flag("--random", wish.load.is_random, "random offsets");
+    run_command->add_option("--bs", wish.load.block_bytes, "bytes per operation");
+    run_command->add_option("--qd", wish.load.depth, "operations in flight");
+    run_command->add_option("--seconds", wish.load.seconds, "how long; 0: open and close only");
+    run_command->add_option("--span", wish.load.span_bytes, "bytes of the volume to use; 0: all");
+    run_command->add_flag("--leave-dirty", wish.leave_dirty, "end by SIGKILL, without a close");
+    CLI11_PARSE(app, argc, argv);
+    wish.prepare = prepare_command->parsed();
+
+    Result<std::unique_ptr<runtime::Core>> core = runtime::Core::make({.name = "storage"});
+    if (!core) {
+        std::fprintf(stderr, "peplos-bench: %s\n", core.error().text().c_str());
+        return 1;
+    }
+    int exit_code = 0;
+    {
+        BenchStage stage(**core, wish.stage);
+        runtime::spawn((*core)->executor(), main_task(**core, stage, wish, exit_code));
+        (*core)->run();
+    }
+    return exit_code;
+}
+
+}  // namespace
+}  // namespace peplos::app
+
+int main(int argc, char** argv) {
+    return peplos::app::run(argc, argv);
+}
