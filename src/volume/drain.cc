@@ -305,6 +305,11 @@ Task<Result<void>> VolumeCore::drain() {
     Drain work(*this);
     Result<void> outcome = co_await work.run();
     if (!outcome && outcome.error().code() == Code::io_error) fail_for_good(outcome.error());
+    if (fault.has_value()) {
+        // The failure could not do this while the drain held on to the entries.
+        overlay.clear();
+        settle();
+    }
     drained.wake_all();
     co_return outcome;
 }
