@@ -25,7 +25,13 @@
 namespace peplos::app {
 namespace {
 
-constexpr const char* kDockerSocket = "/run/docker.sock";
+// Where dockerd listens: DOCKER_HOST when it names a Unix socket, as for the docker command.
+std::string docker_socket() {
+    const char* host = std::getenv("DOCKER_HOST");
+    std::string_view text = host == nullptr ? "" : host;
+    if (text.starts_with("unix://")) return std::string(text.substr(7));
+    return "/run/docker.sock";
+}
 
 // What the command line said; CLI11 fills it.
 struct Words {
@@ -403,7 +409,7 @@ DoctorWorld Cli::doctor_world() const {
         return call(method, target, body);
     };
     world.docker = [](const std::string& method, const std::string& target) -> Result<Json> {
-        LocalHttp http(kDockerSocket, std::chrono::seconds(10));
+        LocalHttp http(docker_socket(), std::chrono::seconds(10));
         TRY_ASSIGN(Answer answer, http.ask(method, target, ""));
         Json json = Json::parse(answer.body, nullptr, false);
         if (json.is_discarded() || answer.status >= 400) {

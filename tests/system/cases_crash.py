@@ -1,0 +1,204 @@
+"""kill -9 of everything, at bad moments, under load that notices."""
+
+import re
+import signal
+
+from case import case
+from world import IMAGE, expect, wait_for
+
+# Numbered records, each synced before the next. `read` is builtin: the uptime costs no process.
+WRITER = """
+i=0
+while [ ! -e /data/stop ]; do
+    read up rest </proc/uptime
+    printf 'record %010d uptime %012s %-32s\\n' $i $up peplos |
+        dd of=/data/records bs=72 conv=fsync,notrunc oflag=append 2>/data/err || exit 9
+    i=$((i + 1))
+done
+echo $i >/data/count
+sync
+"""
+READER = """
+awk -v want="$(cat /data/count)" '
+    { if ($1 != "record" || $2 + 0 != NR - 1) { print "bad record " NR ": " $0; exit 1 }
+      if (NR > 1 && $4 - last > pause) pause = $4 - last
+      last = $4 }
+    END { if (NR != want) { print "records " NR ", written " want; exit 1 }
+          printf "RESULT %d records, longest pause %.2f s\\n", NR, pause }' /data/records
+"""
+
+
+def start_writer(w, volume, name="writer", restart="no"):
+    w.docker("run", "-d", "--name", name, "--restart", restart, "--network", "none", "-v",
+             f"{volume}:/data", IMAGE, "sh", "-c", WRITER)
+    wait_for("the first records", 20, lambda: records(w, name) > 5, 0.2)
+
+
+def records(w, name="writer"):
+    out = w.docker("exec", name, "wc", "-l", "/data/records", check=False).stdout
+    return int(out.split()[0]) if out.split() and out.split()[0].isdigit() else 0
+
+
+def end_writer(w, volume, name="writer", pause_max=10.0):
+    w.docker("exec", name, "touch", "/data/stop")
+    code = w.docker("wait", name, seconds=60).stdout.strip()
+    expect(code == "0", f"the writer saw an error: exit {code}")
+    w.docker("rm", name)
+    out = w.shell(volume, READER).stdout
+    print(f"     {volume}: {out.strip()}", flush=True)
+    pause = float(re.search(r"pause ([0-9.]+)", out).group(1))
+    expect(pause < pause_max, f"the pause was {pause} s")
+
+
+def daemon_dies_five_times(w, fs):
+    w.start()
+    w.create("v", size="1GiB", fs=fs)
+    start_writer(w, "v")
+    slowest = 0.0
+    for _ in range(5):
+        before = records(w)
+        slowest = max(slowest, w.restart_daemon())
+        wait_for("more records", 20, lambda: records(w) > before + 3, 0.2)
+    print(f"     slowest restart until serving: {slowest:.2f} s", flush=True)
+    end_writer(w, "v")
+
+
+@case(240)
+def kill_daemon_under_load_ext4(w):
+    """kill -9 of peplosd five times under a syncing writer: a pause, no error, nothing lost."""
+    daemon_dies_five_times(w, "ext4")
+
+
+@case(240)
+def kill_daemon_under_load_xfs(w):
+    """The same on xfs."""
+    daemon_dies_five_times(w, "xfs")
+
+
+@case(120)
+def clean_stop_and_start(w):
+    """SIGTERM ends peplosd with 0 while a container writes; the writer sees a pause."""
+    w.start()
+    w.create("v", size="1GiB")
+    start_writer(w, "v")
+    process = w.processes["peplosd"]
+    w.restart_daemon(signal.SIGTERM)
+    expect(process.returncode == 0, f"SIGTERM gave {process.returncode}")
+    end_writer(w, "v")
+
+
+@case(180)
+def kill_dockerd(w):
+    """kill -9 of dockerd: containers that restart find their volume; nothing stays attached."""
+    w.start()
+    w.create("v", size="1GiB")
+    w.docker("run", "-d", "--name", "keeper", "--restart", "always", "--network", "none", "-v",
+             "v:/data", IMAGE, "sh", "-c", "echo started >>/data/log; sync; exec sleep 600")
+    wait_for("the container", 20, lambda: w.docker("exec", "keeper", "cat", "/data/log",
+                                                   check=False).stdout == "started\n", 0.2)
+    for count in (2, 3):
+        w.kill("dockerd")
+        w.start_docker()
+        wait_for("the container to return with its volume", 60, lambda: w.docker(
+            "exec", "keeper", "cat", "/data/log", check=False).stdout == "started\n" * count, 0.5)
+    expect(len(w.loop_devices()) == 1, f"loop devices: {w.loop_devices()}")
+    w.docker("rm", "-f", "keeper")
+    wait_for("detach", 30, lambda: not w.volume_mounts(), 0.2)
+
+
+@case(180)
+def kill_holder(w):
+    """The holder dies and the daemon after it: an honest error, and the next mount is clean."""
+    w.start()
+    w.create("v", size="1GiB")
+    w.shell("v", "echo kept >/data/file; sync")
+    w.docker("run", "-d", "--name", "user", "--network", "none", "-v", "v:/data", IMAGE, "sleep",
+             "600")
+    w.kill("holder")
+    w.kill("peplosd")
+    w.start_holder()
+    w.start_daemon()
+    done = w.docker("exec", "user", "sh", "-c", "echo x >/data/x && sync", check=False, seconds=30)
+    del done  # an error or success is fine; a hang is not
+    w.docker("rm", "-f", "user", seconds=60)
+    w.peplos("doctor", "--fix", check=False)
+    out = wait_for("a clean mount", 40, lambda: w.shell(
+        "v", "cat /data/file && echo y >/data/y && sync", check=False).stdout, 1)
+    expect(out == "kept\n", f"read {out!r}")
+
+
+@case(240, device="2GiB")
+def device_full(w):
+    """A full device: writes fail, reads, trim and removal work, space returns by itself."""
+    w.start()
+    w.create("big", size="8GiB", fs="xfs")
+    w.create("small", size="512MiB")
+    w.shell("small", "echo kept >/data/file; sync")
+    filled = w.shell("big", "dd if=/dev/urandom of=/data/f bs=1M count=4000 conv=fsync 2>&1; "
+                            "ls -l /data/f", check=False, seconds=150)
+    expect("error" in filled.stdout.lower() or "space" in filled.stdout.lower(),
+           f"4000 MiB went onto a device of 2 GiB: {filled.stdout}")
+    expect(w.shell("small", "cat /data/file").stdout == "kept\n", "reads fail when full")
+    health = w.api("GET", "/v1/status")[1]["health"]
+    expect(health["light"] != "green" and health["next"], f"status says {health}")
+    w.docker("volume", "rm", "big", check=False)
+    wait_for("removal", 30, lambda: w.api("GET", "/v1/volumes/big")[0] == 404 or
+             w.docker("volume", "rm", "-f", "big", check=False).returncode == 0, 1)
+    wait_for("space to return", 60, lambda: w.shell(
+        "small", "dd if=/dev/urandom of=/data/g bs=1M count=200 conv=fsync 2>/dev/null && echo ok",
+        check=False).stdout == "ok\n", 2)
+    w.restart_daemon()
+    expect(w.shell("small", "cat /data/file").stdout == "kept\n", "lost after a restart")
+
+
+@case(240)
+def fio_verify(w):
+    """fio with direct I/O and verification on the volume, through a kill -9 in the middle."""
+    w.start()
+    w.create("v", size="1GiB")
+    w.docker("run", "-d", "--name", "hold", "--network", "none", "-v", "v:/data", IMAGE, "sleep",
+             "900")
+    path = w.volume("v")["attach"]["path"]
+    fio = w.spawn("fio", "fio", "--name=v", f"--filename={path}/fio", "--size=256M",
+                  "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio", "--direct=1",
+                  "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randrepeat=1",
+                  f"--loops={1 + w.long_seconds // 30}")
+    wait_for("fio to write", 30, lambda: w.volume("v")["used_bytes"] > (8 << 20), 0.2)
+    w.restart_daemon()
+    code = fio.wait(150)
+    w.processes.pop("fio")
+    expect(code == 0, f"fio found {code}: see fio.log")
+    w.docker("rm", "-f", "hold")
+
+
+@case(120)
+def grow_online(w):
+    """XFS grows while a container writes; ext4 says when it will."""
+    w.start()
+    w.create("x", size="512MiB", fs="xfs")
+    start_writer(w, "x")
+    w.peplos("volume", "grow", "x", "2GiB")
+    out = w.docker("exec", "writer", "df", "-m", "/data").stdout.split("\n")[1].split()
+    expect(int(out[1]) > 1800, f"not grown: {out}")
+    end_writer(w, "x")
+    w.create("e", size="512MiB", fs="ext4")
+    w.shell("e", "echo kept >/data/f; sync")
+    w.peplos("volume", "grow", "e", "1GiB")
+    out = w.shell("e", "df -m /data; cat /data/f").stdout
+    expect(int(out.split("\n")[1].split()[1]) > 900 and "kept" in out, out)
+
+
+@case(150)
+def freed_space_returns(w):
+    """What a container deletes comes back by trim."""
+    w.start()
+    w.create("v", size="1GiB")
+    w.shell("v", "dd if=/dev/urandom of=/data/f bs=1M count=200 conv=fsync 2>/dev/null")
+    before = w.volume("v")["used_bytes"]
+    w.docker("run", "-d", "--name", "hold", "--network", "none", "-v", "v:/data", IMAGE, "sleep",
+             "600")
+    w.docker("exec", "hold", "sh", "-c", "rm /data/f; sync")
+    w.peplos("volume", "trim", "v")
+    wait_for("used space to fall", 30,
+             lambda: w.volume("v")["used_bytes"] < before - (150 << 20), 0.5)
+    w.docker("rm", "-f", "hold")

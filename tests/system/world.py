@@ -1,0 +1,271 @@
+"""A private Peplos node and a private dockerd for one system test: real processes, real mounts.
+
+Everything lives below one folder and one run directory; stop() takes all of it away again, also
+after a failure or Ctrl-C. Processes are ended by their pid.
+"""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BIN = Path(os.environ.get("PEPLOS_BIN", REPOSITORY / "build/release/src"))
+IMAGE = "peplos-test/busybox"
+
+
+class Failed(Exception):
+    """What a case says when the system did not do what it promises."""
+
+
+def expect(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def wait_for(what, seconds, probe, pause=0.05):
+    """Until probe() is true; its value. A case waits for conditions, never for time alone."""
+    end = time.monotonic() + seconds
+    while True:
+        value = probe()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise Failed(f"waited {seconds} s in vain for {what}")
+        time.sleep(pause)
+
+
+def run(*words, seconds=60, check=True, text=None, env=None):
+    """Runs a command, bounded in time; its output when it succeeds, Failed when it does not."""
+    words = [str(word) for word in words]
+    try:
+        done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=seconds,
+                              env=env, errors="replace")
+    except subprocess.TimeoutExpired:
+        raise Failed(f"took longer than {seconds} s: {' '.join(words)}") from None
+    if check and done.returncode != 0:
+        raise Failed(f"exit {done.returncode}: {' '.join(words)}\n{done.stdout}{done.stderr}")
+    return done
+
+
+class UnixHttp(http.client.HTTPConnection):
+    def __init__(self, path, seconds=30):
+        super().__init__("localhost", timeout=seconds)
+        self.path = str(path)
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class World:
+    """One node (holder, peplosd) and, when asked for, one dockerd."""
+
+    def __init__(self, name, log_dir, device="3GiB"):
+        self.name = name
+        self.root = Path("/var/tmp/peplos-test") / f"{os.getpid()}-{name}"
+        self.run_dir = Path("/run/peplos-test") / f"{os.getpid()}-{name}"
+        self.log_dir = Path(log_dir)
+        self.plugin = f"peplostest{os.getpid()}"
+        self.device = device
+        self.device_path = self.root / "device0"
+        self.processes = {}
+        self.loops = []
+        self.undo = []  # called in reverse by stop()
+        for folder in (self.root, self.run_dir, self.log_dir, Path("/run/docker/plugins")):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.docker_socket = self.run_dir / "docker.sock"
+        self.docker_arguments = []
+        self.write_config()
+
+    def write_config(self):
+        self.config = self.root / "peplosd.toml"
+        self.config.write_text(
+            f'state_dir = "{self.root}/state"\nrun_dir = "{self.run_dir}"\n'
+            f'[plugin]\nname = "{self.plugin}"\n[api]\nport = 0\n[log]\nlevel = "debug"\n'
+            f'[[device]]\npath = "{self.device_path}"\n'
+            + (f'size = "{self.device}"\n' if self.device else ""))
+
+    # --- processes ---
+
+    def spawn(self, key, *words, env=None):
+        log = open(self.log_dir / f"{key}.log", "ab")
+        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL,
+                                   stdout=log, stderr=log, start_new_session=True, env=env)
+        log.close()
+        self.processes[key] = process
+        return process
+
+    def kill(self, key, how=signal.SIGKILL, seconds=30):
+        process = self.processes.pop(key, None)
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(how)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+            raise Failed(f"{key} did not end within {seconds} s of signal {how}") from None
+
+    def start_holder(self):
+        self.spawn("holder", BIN / "peplos-holder", self.run_dir / "holder.sock")
+        wait_for("the holder", 10, (self.run_dir / "holder.sock").exists)
+
+    def start_daemon(self, seconds=60):
+        self.spawn("peplosd", BIN / "peplosd", "--config", self.config)
+        self.wait_ready(seconds)
+
+    def wait_ready(self, seconds=60):
+        def ready():
+            process = self.processes["peplosd"]
+            if process.poll() is not None:
+                tail = (self.log_dir / "peplosd.log").read_text(errors="replace")[-2000:]
+                raise Failed(f"peplosd ended with {process.returncode}:\n{tail}")
+            try:
+                return self.api("GET", "/v1/status")[0] == 200
+            except (OSError, http.client.HTTPException):
+                return False
+        wait_for("peplosd to serve", seconds, ready)
+
+    def restart_daemon(self, how=signal.SIGKILL):
+        """Ends it and starts it again; the seconds until it served."""
+        began = time.monotonic()
+        self.kill("peplosd", how)
+        self.start_daemon()
+        return time.monotonic() - began
+
+    def start(self, docker=True):
+        self.start_holder()
+        self.start_daemon()
+        if docker:
+            self.start_docker()
+            self.make_image()
+
+    def start_docker(self):
+        (self.run_dir / "dockerd.pid").unlink(missing_ok=True)
+        self.spawn("dockerd", "dockerd", "--data-root", self.root / "docker", "--exec-root",
+                   self.run_dir / "docker-exec", "--pidfile", self.run_dir / "dockerd.pid", "-H",
+                   f"unix://{self.docker_socket}", "--bridge=none", "--iptables=false",
+                   "--ip6tables=false", *self.docker_arguments)
+        wait_for("dockerd", 60, lambda: self.docker("info", check=False).returncode == 0, 0.2)
+
+    # --- clients ---
+
+    def docker(self, *words, seconds=90, check=True, text=None):
+        return run("docker", "-H", f"unix://{self.docker_socket}", *words, seconds=seconds,
+                   check=check, text=text)
+
+    def docker_api(self, method, path, body=None, seconds=60):
+        connection = UnixHttp(self.docker_socket, seconds)
+        connection.request(method, path, json.dumps(body) if body is not None else None,
+                           {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, json.loads(content) if content else {}
+
+    def api(self, method, path, body=None, raw=None, seconds=40):
+        connection = UnixHttp(self.run_dir / "api.sock", seconds)
+        data = raw if raw is not None else json.dumps(body) if body is not None else None
+        connection.request(method, path, data, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, json.loads(content) if content else {}
+
+    def peplos(self, *words, check=True, seconds=60):
+        return run(BIN / "peplos", "--socket", self.run_dir / "api.sock", "--config", self.config,
+                   *words, check=check, seconds=seconds,
+                   env=dict(os.environ, DOCKER_HOST=f"unix://{self.docker_socket}"))
+
+    def volume(self, name):
+        status, volume = self.api("GET", f"/v1/volumes/{name}")
+        expect(status == 200, f"volume {name}: {status} {volume}")
+        return volume
+
+    def create(self, name, **options):
+        words = [word for key, value in options.items()
+                 for word in ("-o", f"{key.replace('_', '-')}={value}")]
+        return self.docker("volume", "create", "-d", self.plugin, *words, name)
+
+    def shell(self, volume, script, seconds=90, check=True, image=IMAGE, options=()):
+        """A container with the volume at /data; its output."""
+        return self.docker("run", "--rm", "--network", "none", *options, "-v", f"{volume}:/data",
+                           image, "sh", "-c", script, seconds=seconds, check=check)
+
+    def make_image(self):
+        folder = self.root / "image"
+        (folder / "bin").mkdir(parents=True)
+        for name in ("data", "tmp", "proc", "sys", "dev", "etc"):
+            (folder / name).mkdir()
+        shutil.copy(shutil.which("busybox"), folder / "bin/busybox")
+        for applet in run("busybox", "--list").stdout.split():
+            if applet != "busybox":
+                (folder / "bin" / applet).symlink_to("busybox")
+        self.import_image(folder, IMAGE)
+
+    def import_image(self, folder, name, *options):
+        tar = self.root / "image.tar"
+        run("tar", "-C", folder, "-cf", tar, ".", seconds=120)
+        self.docker("import", *options, tar, name, seconds=120)
+        tar.unlink()
+
+    # --- the end ---
+
+    def mounts(self):
+        text = Path("/proc/self/mountinfo").read_text()
+        places = [line.split()[4] for line in text.splitlines()]
+        return [place for place in places
+                if place.startswith((str(self.run_dir) + "/", str(self.root) + "/"))]
+
+    def volume_mounts(self):
+        return [place for place in self.mounts() if place.startswith(str(self.run_dir) + "/mnt/")]
+
+    def loop_devices(self):
+        """Loop devices whose file lies below this world: FUSE files and the small disks."""
+        found = []
+        for line in run("losetup", "-nO", "NAME,BACK-FILE", "--list").stdout.splitlines():
+            device, _, file = line.partition(" ")
+            if str(self.run_dir) in file or str(self.root) in file:
+                found.append(device)
+        return found
+
+    def stop(self):
+        """Takes everything away, whatever state it is in. Returns what was left over."""
+        problems = []
+        for action in reversed(self.undo):
+            try:
+                action()
+            except Exception as error:  # the rest must still be undone
+                problems.append(f"undo: {error}")
+        if "dockerd" in self.processes:
+            containers = self.docker("ps", "-aq", check=False).stdout.split()
+            if containers:
+                self.docker("rm", "-f", *containers, check=False)
+        for key, how in (("dockerd", signal.SIGTERM), ("peplosd", signal.SIGTERM)):
+            try:
+                self.kill(key, how)
+            except Failed as error:
+                problems.append(str(error))
+        for key in list(self.processes):
+            self.kill(key)
+        for place in reversed(self.mounts()):
+            run("umount", "-l", place, check=False)
+        for device in self.loop_devices():
+            run("losetup", "-d", device, check=False)
+        plugin_socket = Path(f"/run/docker/plugins/{self.plugin}.sock")
+        plugin_socket.unlink(missing_ok=True)
+        if self.mounts():
+            problems.append(f"mounts left: {self.mounts()}")
+        else:
+            shutil.rmtree(self.root, ignore_errors=True)
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+        return problems
