@@ -6,16 +6,18 @@ install(TARGETS peplos RUNTIME DESTINATION bin)
 file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/package)
 file(CREATE_LINK ../${PEPLOS_LIBEXEC}/peplosd ${CMAKE_BINARY_DIR}/package/peplosd SYMBOLIC)
 install(FILES ${CMAKE_BINARY_DIR}/package/peplosd DESTINATION sbin)
-install(FILES ${CMAKE_SOURCE_DIR}/deploy/systemd/peplosd.service ${CMAKE_SOURCE_DIR}/deploy/systemd/peplos-holder.service
-  ${CMAKE_SOURCE_DIR}/deploy/systemd/peplos-docker.socket DESTINATION lib/systemd/system)
+foreach(unit peplosd.service peplos-holder.service peplos-docker.socket)
+  install(FILES ${CMAKE_SOURCE_DIR}/deploy/systemd/${unit} DESTINATION lib/systemd/system)
+endforeach()
 
 foreach(page peplos.1 peplosd.8 peplosd.toml.5)
   string(REGEX REPLACE "^.*\\." "" section ${page})
-  add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/package/${page}.gz
-    COMMAND gzip -9nc ${CMAKE_SOURCE_DIR}/deploy/man/${page} > ${CMAKE_BINARY_DIR}/package/${page}.gz
-    DEPENDS ${CMAKE_SOURCE_DIR}/deploy/man/${page} VERBATIM)
-  list(APPEND pages ${CMAKE_BINARY_DIR}/package/${page}.gz)
-  install(FILES ${CMAKE_BINARY_DIR}/package/${page}.gz DESTINATION share/man/man${section})
+  set(source ${CMAKE_SOURCE_DIR}/deploy/man/${page})
+  set(packed ${CMAKE_BINARY_DIR}/package/${page}.gz)
+  add_custom_command(OUTPUT ${packed} COMMAND gzip -9nc ${source} > ${packed}
+    DEPENDS ${source} VERBATIM)
+  list(APPEND pages ${packed})
+  install(FILES ${packed} DESTINATION share/man/man${section})
 endforeach()
 foreach(shell bash zsh fish)
   add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/package/completion.${shell}
