@@ -41,6 +41,9 @@ class Door {
     uint16_t tcp_port() const { return tcp_port_; }
     // Ends what runs, closes and removes the socket. Call it before the destructor.
     runtime::Task<void> stop();
+    // Calls that the node still works on, also after stop(). They span both executors: neither
+    // io_context may be destroyed before this is 0.
+    size_t in_flight_count() const { return calls_.in_flight_count(); }
 
   private:
     runtime::Task<http::Response> handle(http::Request request);

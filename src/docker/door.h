@@ -44,6 +44,9 @@ class Door {
     Result<void> start();
     // Ends what runs, closes and removes the sockets. Call it before the destructor.
     runtime::Task<void> stop();
+    // Calls that the node still works on, also after stop(). They span both executors: neither
+    // io_context may be destroyed before this is 0.
+    size_t in_flight_count() const { return calls_.in_flight_count(); }
 
   private:
     runtime::Task<http::Response> handle(http::Request request);

@@ -35,6 +35,9 @@ class DoorTest : public ::testing::Test {
     }
     void TearDown() override {
         door_core_.run_task([this] { return door_->stop(); });
+        node_core_.run([this] { node_.running.set(); });
+        while (door_core_.run([this] { return door_->in_flight_count(); }) != 0) {
+        }
         door_core_.stop();
         node_core_.stop();
     }
