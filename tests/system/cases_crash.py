@@ -11,7 +11,7 @@ WRITER = """
 i=0
 while [ ! -e /data/stop ]; do
     read up rest </proc/uptime
-    printf 'record %010d uptime %012s %-32s\\n' $i $up peplos |
+    printf 'record %10d uptime %12s %-32s\\n' $i $up peplos |
         dd of=/data/records bs=72 conv=fsync,notrunc oflag=append 2>/data/err || exit 9
     i=$((i + 1))
 done
@@ -52,15 +52,15 @@ def end_writer(w, volume, name="writer", pause_max=10.0):
 
 def daemon_dies_five_times(w, fs):
     w.start()
-    w.create("v", size="1GiB", fs=fs)
-    start_writer(w, "v")
+    w.create("vol", size="1GiB", fs=fs)
+    start_writer(w, "vol")
     slowest = 0.0
     for _ in range(5):
         before = records(w)
         slowest = max(slowest, w.restart_daemon())
         wait_for("more records", 20, lambda: records(w) > before + 3, 0.2)
     print(f"     slowest restart until serving: {slowest:.2f} s", flush=True)
-    end_writer(w, "v")
+    end_writer(w, "vol")
 
 
 @case(240)
@@ -79,21 +79,21 @@ def kill_daemon_under_load_xfs(w):
 def clean_stop_and_start(w):
     """SIGTERM ends peplosd with 0 while a container writes; the writer sees a pause."""
     w.start()
-    w.create("v", size="1GiB")
-    start_writer(w, "v")
+    w.create("vol", size="1GiB")
+    start_writer(w, "vol")
     process = w.processes["peplosd"]
     w.restart_daemon(signal.SIGTERM)
     expect(process.returncode == 0, f"SIGTERM gave {process.returncode}")
-    end_writer(w, "v")
+    end_writer(w, "vol")
 
 
 @case(180)
 def kill_dockerd(w):
     """kill -9 of dockerd: containers that restart find their volume; nothing stays attached."""
     w.start()
-    w.create("v", size="1GiB")
+    w.create("vol", size="1GiB")
     w.docker("run", "-d", "--name", "keeper", "--restart", "always", "--network", "none", "-v",
-             "v:/data", IMAGE, "sh", "-c", "echo started >>/data/log; sync; exec sleep 600")
+             "vol:/data", IMAGE, "sh", "-c", "echo started >>/data/log; sync; exec sleep 600")
     wait_for("the container", 20, lambda: w.docker("exec", "keeper", "cat", "/data/log",
                                                    check=False).stdout == "started\n", 0.2)
     for count in (2, 3):
@@ -110,9 +110,9 @@ def kill_dockerd(w):
 def kill_holder(w):
     """The holder dies and the daemon after it: an honest error, and the next mount is clean."""
     w.start()
-    w.create("v", size="1GiB")
-    w.shell("v", "echo kept >/data/file; sync")
-    w.docker("run", "-d", "--name", "user", "--network", "none", "-v", "v:/data", IMAGE, "sleep",
+    w.create("vol", size="1GiB")
+    w.shell("vol", "echo kept >/data/file; sync")
+    w.docker("run", "-d", "--name", "user", "--network", "none", "-v", "vol:/data", IMAGE, "sleep",
              "600")
     w.kill("holder")
     w.kill("peplosd")
@@ -123,7 +123,7 @@ def kill_holder(w):
     w.docker("rm", "-f", "user", seconds=60)
     w.peplos("doctor", "--fix", check=False)
     out = wait_for("a clean mount", 40, lambda: w.shell(
-        "v", "cat /data/file && echo y >/data/y && sync", check=False).stdout, 1)
+        "vol", "cat /data/file && echo y >/data/y && sync", check=False).stdout, 1)
     expect(out == "kept\n", f"read {out!r}")
 
 
@@ -155,15 +155,15 @@ def device_full(w):
 def fio_verify(w):
     """fio with direct I/O and verification on the volume, through a kill -9 in the middle."""
     w.start()
-    w.create("v", size="1GiB")
-    w.docker("run", "-d", "--name", "hold", "--network", "none", "-v", "v:/data", IMAGE, "sleep",
+    w.create("vol", size="1GiB")
+    w.docker("run", "-d", "--name", "hold", "--network", "none", "-v", "vol:/data", IMAGE, "sleep",
              "900")
-    path = w.volume("v")["attach"]["path"]
+    path = w.volume("vol")["attach"]["path"]
     fio = w.spawn("fio", "fio", "--name=v", f"--filename={path}/fio", "--size=256M",
                   "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio", "--direct=1",
                   "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randrepeat=1",
                   f"--loops={1 + w.long_seconds // 30}")
-    wait_for("fio to write", 30, lambda: w.volume("v")["used_bytes"] > (8 << 20), 0.2)
+    wait_for("fio to write", 30, lambda: w.volume("vol")["used_bytes"] > (8 << 20), 0.2)
     w.restart_daemon()
     code = fio.wait(150)
     w.processes.pop("fio")
@@ -175,16 +175,16 @@ def fio_verify(w):
 def grow_online(w):
     """XFS grows while a container writes; ext4 says when it will."""
     w.start()
-    w.create("x", size="512MiB", fs="xfs")
-    start_writer(w, "x")
-    w.peplos("volume", "grow", "x", "2GiB")
+    w.create("grows-x", size="512MiB", fs="xfs")
+    start_writer(w, "grows-x")
+    w.peplos("volume", "grow", "grows-x", "2GiB")
     out = w.docker("exec", "writer", "df", "-m", "/data").stdout.split("\n")[1].split()
     expect(int(out[1]) > 1800, f"not grown: {out}")
-    end_writer(w, "x")
-    w.create("e", size="512MiB", fs="ext4")
-    w.shell("e", "echo kept >/data/f; sync")
-    w.peplos("volume", "grow", "e", "1GiB")
-    out = w.shell("e", "df -m /data; cat /data/f").stdout
+    end_writer(w, "grows-x")
+    w.create("grows-e", size="512MiB", fs="ext4")
+    w.shell("grows-e", "echo kept >/data/f; sync")
+    w.peplos("volume", "grow", "grows-e", "1GiB")
+    out = w.shell("grows-e", "df -m /data; cat /data/f").stdout
     expect(int(out.split("\n")[1].split()[1]) > 900 and "kept" in out, out)
 
 
@@ -192,13 +192,13 @@ def grow_online(w):
 def freed_space_returns(w):
     """What a container deletes comes back by trim."""
     w.start()
-    w.create("v", size="1GiB")
-    w.shell("v", "dd if=/dev/urandom of=/data/f bs=1M count=200 conv=fsync 2>/dev/null")
-    before = w.volume("v")["used_bytes"]
-    w.docker("run", "-d", "--name", "hold", "--network", "none", "-v", "v:/data", IMAGE, "sleep",
+    w.create("vol", size="1GiB")
+    w.shell("vol", "dd if=/dev/urandom of=/data/f bs=1M count=200 conv=fsync 2>/dev/null")
+    before = w.volume("vol")["used_bytes"]
+    w.docker("run", "-d", "--name", "hold", "--network", "none", "-v", "vol:/data", IMAGE, "sleep",
              "600")
     w.docker("exec", "hold", "sh", "-c", "rm /data/f; sync")
-    w.peplos("volume", "trim", "v")
+    w.peplos("volume", "trim", "vol")
     wait_for("used space to fall", 30,
-             lambda: w.volume("v")["used_bytes"] < before - (150 << 20), 0.5)
+             lambda: w.volume("vol")["used_bytes"] < before - (150 << 20), 0.5)
     w.docker("rm", "-f", "hold")

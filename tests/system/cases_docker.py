@@ -122,19 +122,19 @@ def docker_cp_keeps_the_mount(w):
     """docker cp mounts and unmounts with the container's own id: the volume must stay."""
     w.start()
     w.create("cp", size="512MiB")
-    w.docker("run", "-d", "--name", "c", "--network", "none", "-v", "cp:/data", IMAGE, "sh", "-c",
+    w.docker("run", "-d", "--name", "busy-one", "--network", "none", "-v", "cp:/data", IMAGE, "sh", "-c",
              "while :; do date >>/data/log || touch /failed; sleep 0.05; done")
     (w.root / "file").write_text("from outside\n")
     for index in range(5):
-        w.docker("cp", w.root / "file", f"c:/data/in{index}")
-        w.docker("cp", f"c:/data/in{index}", w.root / "back")
+        w.docker("cp", w.root / "file", f"busy-one:/data/in{index}")
+        w.docker("cp", f"busy-one:/data/in{index}", w.root / "back")
         expect((w.root / "back").read_text() == "from outside\n", "the copy differs")
     expect(len(w.volume_mounts()) >= 1, "the host's mount vanished under a running container")
     expect(len({place for place in w.volume_mounts()}) == len(w.volume_mounts()), "mounted twice")
-    w.docker("exec", "c", "sh", "-c", "[ ! -e /failed ] && echo more >/data/x && sync")
+    w.docker("exec", "busy-one", "sh", "-c", "[ ! -e /failed ] && echo more >/data/x && sync")
     loops = [d for d in w.loop_devices()]
     expect(len(loops) == 1, f"loop devices: {loops}")
-    w.docker("rm", "-f", "c")
+    w.docker("rm", "-f", "busy-one")
 
 
 @case(120)

@@ -204,7 +204,7 @@ class World:
     def make_image(self):
         folder = self.root / "image"
         (folder / "bin").mkdir(parents=True)
-        for name in ("data", "tmp", "proc", "sys", "dev", "etc"):
+        for name in ("tmp", "proc", "sys", "dev", "etc"):
             (folder / name).mkdir()
         shutil.copy(shutil.which("busybox"), folder / "bin/busybox")
         for applet in run("busybox", "--list").stdout.split():
