@@ -28,6 +28,21 @@ uint64_t default_ring_bytes(uint64_t device_bytes) {
     return std::clamp(sixteenth, limits::kRingBytesMin, limits::kRingBytesDefault);
 }
 
+// A killed daemon is gone from the process table before the kernel has given up its files: the last
+// of its I/O is still on its way. The lock says when that is over.
+constexpr Duration kLockPatience = std::chrono::seconds(15);
+constexpr Duration kLockPause = std::chrono::milliseconds(20);
+
+Task<Result<std::unique_ptr<runtime::Disk>>> open_disk(runtime::Env& env, std::string path) {
+    Time end = env.clock.now() + kLockPatience;
+    while (true) {
+        auto disk = co_await env.disks.open(path, runtime::DiskOptions{});
+        bool held = !disk && disk.error().code() == Code::busy;
+        if (!held || env.clock.now() >= end) co_return disk;
+        co_await env.clock.sleep_for(kLockPause);
+    }
+}
+
 }  // namespace
 
 DeviceSet::DeviceSet(runtime::Env env, Options options)
@@ -38,7 +53,7 @@ DeviceSet::DeviceSet(runtime::Env env, Options options)
 
 Task<Result<void>> DeviceSet::open_member(Member& member, volume::Background* background) {
     CO_TRY_ASSIGN(std::unique_ptr<runtime::Disk> disk,
-                  co_await env_.disks.open(member.record.path, runtime::DiskOptions{}));
+                  co_await open_disk(env_, member.record.path));
     CO_TRY_ASSIGN(std::unique_ptr<media::Device> device,
                   co_await media::Device::open(env_, std::move(disk)));
     if (device->id() != member.record.id || device->incarnation() != member.record.incarnation) {

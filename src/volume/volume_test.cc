@@ -50,6 +50,17 @@ TEST(Volume, CloseLeavesNothingToReplay) {
     rig.expect_all();
 }
 
+TEST(Volume, AVolumeThatOnlyGrewIsCheckpointedAndReopened) {
+    Rig rig(5);
+    rig.make();
+    uint64_t bytes = rig.volume->size_bytes() + 64 * kMiB;
+    ASSERT_OK(rig.world.run(rig.volume->grow(bytes)));
+    ASSERT_OK(rig.world.run(rig.volume->checkpoint()));
+    EXPECT_EQ(rig.volume->size_bytes(), bytes);
+    rig.reopen();
+    EXPECT_EQ(rig.volume->size_bytes(), bytes);
+}
+
 TEST(Volume, A16TiBVolumeIsMadeInConstantTime) {
     RigOptions options;
     options.volume_bytes = kMiB;

@@ -571,6 +571,7 @@ Task<Result<void>> VolumeCore::grow(uint64_t size_bytes) {
     Record record = make_record(RecordType::resize, Lba(0), 0);
     record.body = format::ResizeBody{size_bytes / kBlockBytes};
     CO_TRY_ASSIGN(Lsn lsn, co_await append_meta(std::move(record)));
+    meta_lsn = std::max(meta_lsn, lsn);
     map->grow(lsn, size_bytes / kBlockBytes);
     co_return Result<void>{};
 }

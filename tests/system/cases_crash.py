@@ -97,7 +97,7 @@ def kill_dockerd(w):
     wait_for("the container", 20, lambda: w.docker("exec", "keeper", "cat", "/data/log",
                                                    check=False).stdout == "started\n", 0.2)
     for count in (2, 3):
-        w.kill("dockerd")
+        w.kill_dockerd()
         w.start_docker()
         wait_for("the container to return with its volume", 60, lambda: w.docker(
             "exec", "keeper", "cat", "/data/log", check=False).stdout == "started\n" * count, 0.5)

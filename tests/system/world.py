@@ -149,6 +149,17 @@ class World:
             self.start_docker()
             self.make_image()
 
+    def kill_dockerd(self):
+        """kill -9, and the containerd that it started: a new dockerd must not find it dying."""
+        pid_file = self.run_dir / "docker-exec/containerd/containerd.pid"
+        pid = int(pid_file.read_text()) if pid_file.exists() else 0
+        self.kill("dockerd")
+        if pid and Path(f"/proc/{pid}/comm").exists() and \
+                "containerd" in Path(f"/proc/{pid}/comm").read_text():
+            os.kill(pid, signal.SIGKILL)
+        wait_for("containerd to end", 10, lambda: not Path(f"/proc/{pid}").exists() or pid == 0)
+        pid_file.unlink(missing_ok=True)
+
     def start_docker(self):
         (self.run_dir / "dockerd.pid").unlink(missing_ok=True)
         self.spawn("dockerd", "dockerd", "--data-root", self.root / "docker", "--exec-root",
