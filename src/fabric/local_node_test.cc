@@ -92,6 +92,7 @@ class LocalNodeTest : public testing::Test {
     // kill -9: no stop, the objects go after the process is dead.
     void kill() {
         world.kill();
+        host->fake.devices.clear();
         host.reset();
     }
     Result<VolumeInfo> create(const std::string& name, uint64_t bytes = 64 * kMiB) {
