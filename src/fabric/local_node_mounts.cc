@@ -65,13 +65,17 @@ Task<Result<void>> LocalNode::attach_entry(Entry& entry) {
     if (attachments_ == nullptr) {
         co_return fail(Code::unsupported, "this peplosd serves no volumes to its host");
     }
-    // An attachment whose volume or kernel side is gone is made anew.
-    if (entry.is_attached() && entry.open != nullptr && !entry.open->faulted()) {
-        Result<AttachInfo> info = attachments_->info(entry.record().id);
-        if (info && info->problem.empty()) co_return Result<void>();
-    }
     VolumeId id = entry.record().id;
-    if (entry.is_attached()) {
+    bool alive = false;
+    if (entry.is_attached() && entry.open != nullptr && !entry.open->faulted()) {
+        Result<AttachInfo> info = attachments_->info(id);
+        alive = info && info->problem.empty();
+        // A release that found the volume in use elsewhere has unmounted it here all the same:
+        // then attach() mounts it again.
+        if (alive && !info->path.empty()) co_return Result<void>();
+    }
+    // An attachment whose volume or kernel side is gone is made anew.
+    if (entry.is_attached() && !alive) {
         CO_TRY(co_await attachments_->detach(id));
         entry.path.clear();
     }

@@ -1,6 +1,7 @@
 #include "fabric/local_node.h"
 
 #include <gtest/gtest.h>
+#include <set>
 
 #include "control/memory_store.h"
 #include "sim/world.h"
@@ -19,10 +20,15 @@ class FakeHost final : public Attachments {
             CO_TRY(co_await formatted(spec.id));
         }
         devices[spec.id] = std::move(device);
+        unmounted.erase(spec.id);
         co_return info_for(spec.id);
     }
+    // Like the real one: the host's own mount goes, then the kernel says who has another.
     Task<Result<void>> detach(VolumeId id) override {
-        if (busy) co_return fail(Code::busy, "the kernel says that pid 7 uses it");
+        if (busy) {
+            unmounted.insert(id);
+            co_return fail(Code::busy, "the kernel says that pid 7 uses it");
+        }
         devices.erase(id);
         co_return Result<void>();
     }
@@ -49,17 +55,18 @@ class FakeHost final : public Attachments {
     }
 
     std::map<VolumeId, std::shared_ptr<volume::BlockDevice>> devices;
+    std::set<VolumeId> unmounted;
     std::vector<VolumeId> surviving;
     int formats = 0;
     bool busy = false;
     bool refuse_attach = false;
 
   private:
-    static AttachInfo info_for(VolumeId id) {
+    AttachInfo info_for(VolumeId id) const {
         AttachInfo info;
         info.id = id;
         info.way = "fake";
-        info.path = fmt::format("/mnt/{}/data", id);
+        if (!unmounted.contains(id)) info.path = fmt::format("/mnt/{}/data", id);
         return info;
     }
 };
@@ -228,6 +235,22 @@ TEST_F(LocalNodeTest, HoldersSurviveTheDaemonWhileTheKernelKeepsTheMount) {
     EXPECT_TRUE(world.run(host->node.volume("other"))->holders.empty());
     EXPECT_TRUE(world.run(host->node.remove_volume("other")));
     EXPECT_FALSE(world.run(host->node.remove_volume("data")));
+}
+
+// dockerd was killed and comes back: its container still runs when the counts are forgotten, and is
+// started again a moment later.
+TEST_F(LocalNodeTest, AMountAfterARefusedReleaseMountsAgain) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    host->fake.busy = true;
+    ASSERT_TRUE(world.run(host->node.forget_holders()));
+    world.run_for(std::chrono::seconds(5));
+    ASSERT_EQ(host->fake.unmounted.size(), 1u);
+    Result<std::string> path = mount("data", "c1");
+    ASSERT_TRUE(path) << path.error().text();
+    EXPECT_NE(*path, "");
+    EXPECT_TRUE(host->fake.unmounted.empty());
 }
 
 TEST_F(LocalNodeTest, ABusyKernelKeepsTheVolumeAttached) {
