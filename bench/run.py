@@ -65,7 +65,8 @@ def measure(options, program, raw, device):
         raw_rows, our_rows = [], []
         for _ in range(options.rounds):
             raw_rows.append(fio(raw, theirs, options.seconds))
-            our_rows.append(engine(program, device, ours, options.seconds, []))
+            our_rows.append(engine(program, device, ours, options.seconds,
+                                   ["--volume", str(options.gib << 30)]))
         ratios = [o["iops"] / r["iops"] for o, r in zip(our_rows, raw_rows)]
         row = {"case": name, "raw_iops": median(raw_rows, "iops"),
                "iops": median(our_rows, "iops"), "ratio": statistics.median(ratios),
