@@ -168,6 +168,9 @@ void LocalJournal::trim(VolumeState& state) {
         let_go(state, state.meta.front());
         state.meta.pop_front();
     }
+    // With less that is alive, moving the rest may be worth it now, and nothing else may ever
+    // happen here: whoever writes may be waiting for just that.
+    if (ring_.is_short()) ring_.nudge();
 }
 
 // A record of the open log is durable: it counts from now on.
@@ -314,6 +317,7 @@ Task<Result<void>> LocalJournal::drop(VolumeId volume) {
     Record record = state_record(state, RecordType::fence, format::FenceBody{});
     auto position = co_await append_state(state, std::move(record));
     let_go_all(state);
+    if (ring_.is_short()) ring_.nudge();
     if (!position) {
         // Space must come free even where the mark found none; a restart would list it again.
         state.is_dropped = position.error().code() == Code::busy;
@@ -411,7 +415,8 @@ Task<Result<void>> LocalJournal::reappend_tail() {
     uint64_t sequence = ring_.tail_sequence();
     if (sequence > ring_.newest_sequence()) co_return fail(Code::busy, "nothing to move");
     auto frame = co_await ring_.read_frame(sequence);
-    if (ring_.tail_sequence() != sequence) co_return Result<void>{};
+    // A replay may have begun meanwhile: it knows the records by their old places.
+    if (replays_ != 0 || ring_.tail_sequence() != sequence) co_return Result<void>{};
     if (!frame) {
         if (frame.error().code() != Code::corrupt) co_return fail(frame.error());
         co_return co_await give_up_frame(sequence);
@@ -456,7 +461,8 @@ Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameReco
         Retained* entry = state.find(found.record.type, found.record.lsn);
         if (state.is_dropped || entry == nullptr || entry->position != found.position) continue;
         if (!found.payload_is_good) {
-            CO_TRY(co_await give_up_frame(found.position.frame_sequence));
+            // What is under way ends below even when this fails: its sinks are here.
+            outcome = co_await give_up_frame(found.position.frame_sequence);
             break;
         }
         // Never awaits: room is there or it is not.

@@ -331,6 +331,69 @@ TEST_F(JournalTest, MovesTheRecordsOfSlowVolumesOutOfTheWay) {
     slow.reset();
 }
 
+TEST_F(JournalTest, AMoveThatIsUnderWayYieldsToAReplay) {
+    auto slow = open(VolumeId(1), 1);
+    for (int i = 0; i < 3; ++i)
+        put(*slow, write_of(i, 50 + i));
+    slow.reset();
+    open(VolumeId(1), 2).reset();  // its fence, so that the tail is the first write
+    // The move reads its frame for 5 ms; the replay, which begins meanwhile, reads for 20 ms.
+    sim::DiskMedia& disk = world.disk(kPath);
+    disk.add_fault({.operation = sim::DiskOperation::read,
+                    .effect = sim::DiskEffect::slow,
+                    .count = 1,
+                    .delay = std::chrono::milliseconds(5)});
+    disk.add_fault({.operation = sim::DiskOperation::read,
+                    .effect = sim::DiskEffect::slow,
+                    .skip = 1,
+                    .delay = std::chrono::milliseconds(20)});
+    auto busy = open(VolumeId(2), 1);
+    for (int i = 0; !node.device->ring().is_short(); ++i) {
+        Lsn last = put(*busy, write_of(1, i, 32));
+        if (i % 20 == 19) {
+            put(*busy, seal_of(last));
+            busy->trim(last, Lsn(0));
+        }
+    }
+    slow = open(VolumeId(1), 3);
+    std::vector<Record> records = replay(*slow);
+    ASSERT_EQ(records.size(), 3u);
+    for (size_t i = 0; i < 3; ++i)
+        EXPECT_EQ(value_of(records[i], 0), 50 + i);
+    disk.clear_faults();
+    world.run_until_idle();
+    // The replay has ended: now the records go out of the way.
+    EXPECT_GT(node.journal->stats().reappended_records, 0u);
+}
+
+TEST_F(JournalTest, WritersThatWaitForATailGoOnWhenOthersHaveDrained) {
+    auto slow = open(VolumeId(1), 1);
+    put(*slow, write_of(5, 55));
+    std::vector<std::unique_ptr<VolumeLog>> logs;
+    std::vector<Lsn> last;
+    for (uint64_t volume = 2; volume < 5; ++volume) {
+        logs.push_back(open(VolumeId(volume), 1));
+        for (int i = 0; i < 28; ++i)
+            put(*logs.back(), write_of(1, i, 32));
+        last.push_back(Lsn(28));
+    }
+    auto waiting = open(VolumeId(5), 1);
+    int done = 0;
+    runtime::spawn(world.env().executor, fill(*waiting, 40, &done));
+    world.run_until_idle();
+    ASSERT_LT(done, 28);
+    // Every seal is durable before the first trim: nothing is committed after the trims.
+    for (size_t i = 0; i < logs.size(); ++i)
+        put(*logs[i], seal_of(last[i]));
+    for (size_t i = 0; i < logs.size(); ++i)
+        logs[i]->trim(last[i], Lsn(0));
+    int before = done;
+    world.run_until_idle();
+    EXPECT_GT(done, before);
+    ok(world.run(node.journal->drop(VolumeId(5))));
+    world.run_until_idle();
+}
+
 TEST_F(JournalTest, DropForgetsForGood) {
     auto log = open(VolumeId(1), 1);
     put(*log, write_of(1, 1));

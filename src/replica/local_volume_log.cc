@@ -225,10 +225,12 @@ Task<Result<void>> LocalVolumeLog::replay(RecordVisitor& visitor) {
     CO_TRY_ASSIGN(runtime::Gate::Pass pass, journal_->gate_.enter());
     // Nothing moves while this runs. A move that is under way ends first.
     struct Replaying {
-        explicit Replaying(uint32_t* c) : count(c) { ++*count; }
-        ~Replaying() { --*count; }
-        uint32_t* count;
-    } replaying(&journal_->replays_);
+        explicit Replaying(LocalJournal* j) : journal(j) { ++journal->replays_; }
+        ~Replaying() {
+            if (--journal->replays_ == 0 && journal->ring_.is_short()) journal->ring_.nudge();
+        }
+        LocalJournal* journal;
+    } replaying(journal_);
     while (state_ != nullptr && state_->in_flight != 0)
         co_await state_->idle.wait();
     CO_TRY(check());
