@@ -131,19 +131,27 @@ def kill_holder(w):
 def device_full(w):
     """A full device: writes fail, reads, trim and removal work, space returns by itself."""
     w.start()
+
+    def read_small():
+        return w.docker("exec", "reader", "cat", "/data/file", check=False)
+
     w.create("big", size="8GiB", fs="xfs")
     w.create("small", size="512MiB")
-    w.shell("small", "echo kept >/data/file; sync")
+    w.docker("run", "-d", "--name", "reader", "--network", "none", "-v", "small:/data", IMAGE,
+             "sh", "-c", "echo kept >/data/file; sync; exec sleep 900")
+    wait_for("the file", 20, lambda: read_small().stdout == "kept\n", 0.2)
     filled = w.shell("big", "dd if=/dev/urandom of=/data/f bs=1M count=4000 conv=fsync 2>&1; "
                             "ls -l /data/f", check=False, seconds=150)
     expect("error" in filled.stdout.lower() or "space" in filled.stdout.lower(),
            f"4000 MiB went onto a device of 2 GiB: {filled.stdout}")
-    expect(w.shell("small", "cat /data/file").stdout == "kept\n", "reads fail when full")
+    w.forget_page_cache()
+    expect(read_small().stdout == "kept\n", "reads fail when full")
     health = w.api("GET", "/v1/status")[1]["health"]
     expect(health["light"] != "green" and health["next"], f"status says {health}")
     w.docker("volume", "rm", "big", check=False)
     wait_for("removal", 30, lambda: w.api("GET", "/v1/volumes/big")[0] == 404 or
              w.docker("volume", "rm", "-f", "big", check=False).returncode == 0, 1)
+    w.docker("rm", "-f", "reader")
     wait_for("space to return", 60, lambda: w.shell(
         "small", "dd if=/dev/urandom of=/data/g bs=1M count=200 conv=fsync 2>/dev/null && echo ok",
         check=False).stdout == "ok\n", 2)

@@ -96,7 +96,7 @@ class World:
 
     def spawn(self, key, *words, env=None):
         log = open(self.log_dir / f"{key}.log", "ab")
-        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL,
+        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, cwd=self.log_dir,
                                    stdout=log, stderr=log, start_new_session=True, env=env)
         log.close()
         self.processes[key] = process
@@ -228,6 +228,10 @@ class World:
         run("tar", "-C", folder, "-cf", tar, ".", seconds=120)
         self.docker("import", *options, tar, name, seconds=120)
         tar.unlink()
+
+    def forget_page_cache(self):
+        run("sync")
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
     # --- the end ---
 
