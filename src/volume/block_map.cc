@@ -114,15 +114,17 @@ bool BlockMap::lookup_cached(Lba first, std::span<MapEntry> out) {
     return true;
 }
 
+// The entries are of one moment: while one leaf is loaded, the segment that an entry of another one
+// names may be removed and its index used again.
 Task<Result<void>> BlockMap::lookup(Lba first, std::span<MapEntry> out) {
     CHECK(first.value <= block_count_ && out.size() <= block_count_ - first.value);
-    for (size_t done = 0; done < out.size();) {
-        const uint64_t lba = first.value + done;
-        const size_t count =
-            std::min<size_t>(out.size() - done, limits::kLeafBlocks - lba % limits::kLeafBlocks);
-        CO_TRY_ASSIGN(const LeafPin pin, co_await fetch(lba / limits::kLeafBlocks));
-        CHECK(lookup_cached(Lba(lba), out.subspan(done, count)));
-        done += count;
+    const uint64_t end = div_up(first.value + out.size(), limits::kLeafBlocks);
+    std::vector<LeafPin> pins;
+    while (!lookup_cached(first, out)) {
+        for (uint64_t i = first.value / limits::kLeafBlocks; i < end; ++i) {
+            CO_TRY_ASSIGN(LeafPin pin, co_await fetch(i));
+            pins.push_back(std::move(pin));
+        }
     }
     co_return Result<void>{};
 }

@@ -88,5 +88,41 @@ TEST(Volume, A16TiBVolumeIsMadeInConstantTime) {
     rig.world.run((*made)->stop());
 }
 
+Task<void> check_into(Rig& rig, uint64_t offset, uint64_t bytes, std::optional<std::string>* out) {
+    *out = co_await rig.check(offset, bytes);
+}
+
+TEST(Volume, AReadAcrossLeavesSeesOneMomentOfTheMap) {
+    Rig rig(6);
+    rig.make();
+    constexpr uint64_t kBorder = limits::kLeafBlocks * kBlockBytes;
+    ASSERT_OK(rig.world.run(rig.write(kBorder - 8 * kKiB, 8 * kKiB)));
+    ASSERT_OK(rig.world.run(rig.volume->drain()));
+    SegmentView first = rig.volume->segments().at(0);
+    ASSERT_OK(rig.world.run(rig.write(kBorder, 8 * kKiB)));
+    ASSERT_OK(rig.world.run(rig.volume->drain()));
+    ASSERT_OK(rig.world.run(rig.volume->checkpoint()));
+    rig.cache->drop_clean();
+    ASSERT_EQ(rig.world.run(rig.check(0, kBlockBytes)), "");
+    // The first leaf is in RAM; the second one takes a second.
+    rig.world.disk(Rig::kPath)
+        .add_fault({.operation = sim::DiskOperation::read,
+                    .effect = sim::DiskEffect::slow,
+                    .count = 1,
+                    .delay = std::chrono::seconds(1)});
+    std::optional<std::string> wrong;
+    runtime::spawn(rig.world.env().executor,
+                   check_into(rig, kBorder - 8 * kKiB, 16 * kKiB, &wrong));
+    rig.world.run_for(std::chrono::milliseconds(1));
+    // Meanwhile what the first leaf named moves, and its segment goes.
+    ASSERT_OK(rig.world.run(rig.volume->relocate({first.index}, 2)));
+    ASSERT_OK(rig.world.run(rig.volume->checkpoint()));
+    ASSERT_FALSE(rig.device->segments().find(first.id));
+    ASSERT_FALSE(wrong.has_value());
+    rig.world.run_for(std::chrono::seconds(2));
+    ASSERT_TRUE(wrong.has_value());
+    EXPECT_EQ(*wrong, "");
+}
+
 }  // namespace
 }  // namespace peplos::volume
