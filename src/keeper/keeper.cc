@@ -118,6 +118,29 @@ void Keeper::queue_largest() {
     if (largest) queue_drain(largest);
 }
 
+// The journal is full and somebody waits: idle volumes may hold the rest of it, and nothing else
+// would ever make them drain. Those that hold most go first, until `bytes` come free. Visits every
+// open volume, only then.
+void Keeper::queue_journal_holders(uint64_t bytes) {
+    std::vector<std::pair<uint64_t, EntryPtr>> holders;
+    for (const auto& [volume, entry] : entries_) {
+        Pressure pressure = volume->pressure();
+        if (pressure.undrained_bytes == 0 && pressure.undrained_extents == 0) continue;
+        holders.emplace_back(pressure.retained_bytes, entry);
+    }
+    std::ranges::sort(holders, [](const auto& a, const auto& b) {
+        return std::pair(b.first, a.second->volume->id().value) <
+               std::pair(a.first, b.second->volume->id().value);
+    });
+    uint64_t covered = 0;
+    for (const auto& [retained, entry] : holders) {
+        if (covered >= bytes) break;
+        covered += retained;
+        entry->for_journal = true;
+        queue_drain(entry);
+    }
+}
+
 std::vector<Keeper::EntryPtr> Keeper::entries_now() const {
     std::vector<EntryPtr> out;
     out.reserve(entries_.size());
@@ -181,7 +204,13 @@ Task<void> Keeper::drain_one(EntryPtr entry) {
 Task<void> Keeper::tend(EntryPtr entry) {
     Busy busy(*this, entry);
     Pressure pressure = entry->volume->pressure();
-    if (drain_due(pressure)) co_await drain_one(entry);
+    bool for_journal = std::exchange(entry->for_journal, false);
+    if (pressure.journal_is_short && pressure.writes_wait && !for_journal) {
+        // Half of the journal: then moving the rest out of the way pays.
+        queue_journal_holders(2 * pressure.retained_bytes_max);
+    }
+    bool holds_some = pressure.undrained_bytes != 0 || pressure.undrained_extents != 0;
+    if (drain_due(pressure) || (for_journal && holds_some)) co_await drain_one(entry);
     // A failed drain must not keep those asleep who wait for its end.
     overlay_->wake();
 }

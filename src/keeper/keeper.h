@@ -86,6 +86,7 @@ class Keeper final : public volume::Background {
     struct Entry {
         volume::Volume* volume;
         bool drain_queued = false;
+        bool for_journal = false;  // somebody else waits for the room that it holds in the journal
         bool upkeep_queued = false;
         bool closing = false;
         uint32_t busy = 0;
@@ -115,6 +116,7 @@ class Keeper final : public volume::Background {
     void queue_drain(const EntryPtr& entry);
     void queue_upkeep(const EntryPtr& entry);
     void queue_largest();
+    void queue_journal_holders(uint64_t bytes);
     void note(const char* what, const volume::Volume& volume, const Error& error);
     std::vector<EntryPtr> entries_now() const;
 

@@ -91,6 +91,41 @@ TEST_F(KeeperTest, OverwritesGoOnForEverOnANearlyFullDevice) {
     rig->expect_all();
 }
 
+TEST_F(KeeperTest, IdleVolumesLeaveTheJournalToAWriterThatWaits) {
+    RigOptions options;
+    options.overlay_bytes = 64 * kMiB;
+    make(options);
+    // Three volumes that say nothing more, each a little below its share of a 16 MiB journal.
+    std::vector<std::unique_ptr<volume::Volume>> idle;
+    for (uint64_t i = 1; i <= 3; ++i) {
+        volume::VolumeParams params{.id = VolumeId(i),
+                                    .lineage = LineageId(i),
+                                    .size_bytes = 8 * kMiB,
+                                    .sector_bytes = 4096,
+                                    .epoch = Epoch(1),
+                                    .token = OpenToken(i),
+                                    .recorded = {}};
+        auto made = rig->world.run(volume::Volume::create(*rig->resources, params));
+        ASSERT_TRUE(made) << made.error().text();
+        idle.push_back(std::move(*made));
+        keeper->opened(*idle.back());
+        for (uint64_t k = 0; k < 28; ++k) {
+            Buffer data = Buffer::zeroed(124 * kKiB);
+            ASSERT_TRUE(rig->world.run(idle.back()->write(k * 128 * kKiB, std::move(data))));
+        }
+    }
+    for (uint64_t k = 0; k < 100; ++k) {
+        auto written = rig->world.run(rig->write(k * 128 * kKiB, 124 * kKiB));
+        ASSERT_TRUE(written) << k << ": " << written.error().text();
+    }
+    for (auto& volume : idle) {
+        rig->world.run(keeper->closing(*volume));
+        rig->world.run(volume->stop());
+    }
+    idle.clear();
+    rig->expect_all();
+}
+
 TEST_F(KeeperTest, ScrubVisitsEverySegmentAndReportsProblems) {
     make({});
     ASSERT_TRUE(rig->world.run(rig->write(0, 64 * kKiB)));
