@@ -122,8 +122,8 @@ def docker_cp_keeps_the_mount(w):
     """docker cp mounts and unmounts with the container's own id: the volume must stay."""
     w.start()
     w.create("cp", size="512MiB")
-    w.docker("run", "-d", "--name", "busy-one", "--network", "none", "-v", "cp:/data", IMAGE, "sh", "-c",
-             "while :; do date >>/data/log || touch /failed; sleep 0.05; done")
+    w.docker("run", "-d", "--name", "busy-one", "--network", "none", "-v", "cp:/data", IMAGE, "sh",
+             "-c", "while :; do date >>/data/log || touch /failed; sleep 0.05; done")
     (w.root / "file").write_text("from outside\n")
     for index in range(5):
         w.docker("cp", w.root / "file", f"busy-one:/data/in{index}")
