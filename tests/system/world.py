@@ -96,8 +96,9 @@ class World:
 
     def spawn(self, key, *words, env=None):
         log = open(self.log_dir / f"{key}.log", "ab")
-        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, cwd=self.log_dir,
-                                   stdout=log, stderr=log, start_new_session=True, env=env)
+        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL,
+                                   cwd=self.log_dir, stdout=log, stderr=log,
+                                   start_new_session=True, env=env)
         log.close()
         self.processes[key] = process
         return process
