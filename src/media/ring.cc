@@ -60,6 +60,8 @@ uint64_t Ring::tail_sequence() const {
 uint64_t Ring::kept_back(Urgency urgency) const {
     uint64_t reserve = std::max(ring_bytes_ / 16, kReserveBytesMin);
     uint64_t kept = limits::kFrameBytesMax + kBootReserveBytes;
+    if (urgency == Urgency::tail) return kept;
+    kept += limits::kFrameBytesMax;
     if (urgency == Urgency::user) return kept + reserve;
     if (urgency == Urgency::zero) return kept + reserve / 4 * 3;
     if (urgency == Urgency::reappend) return kept + reserve / 2;

@@ -32,6 +32,8 @@ enum class Urgency : uint8_t {
     zero,      // trims: a quarter of the reserve, so that freeing space works when writing waits
     reappend,  // moving old records so that the tail goes on: half of the reserve
     meta,      // seals, roots, fences, by which space becomes free: all of it
+    tail,      // moving what the oldest frame holds when even the reserve is used up: it gives back
+               // at once what it takes, and without it nothing would ever become free again
 };
 
 // A right to append: `bytes` of the ring are set aside until the append is committed or the

@@ -468,6 +468,7 @@ Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameReco
         // Never awaits: room is there or it is not.
         uint64_t cost = format::ring_cost_bytes(found.record);
         media::Admission admission = ring_.try_admit(cost, Urgency::reappend);
+        if (!admission) admission = ring_.try_admit(cost, Urgency::tail);
         if (!admission) {
             outcome = fail(Code::busy, "the journal of {} is full", device_.name());
             break;
