@@ -279,6 +279,11 @@ Task<Result<void>> Drain::run() {
     }
     if (!items_.empty() || !core_.overlay.frozen().zeros.empty()) {
         outcome = co_await seal();
+        if (!outcome && outcome.error().code() == Code::busy) {
+            // The journal had no room even for a seal: nothing was appended.
+            co_await undo();
+            co_return outcome;
+        }
         // The seal may or may not be durable: only a new open can tell.
         if (!outcome) core_.fail_for_good(outcome.error());
         if (!outcome) co_return outcome;

@@ -168,6 +168,17 @@ std::vector<DeadSegment> SegmentTable::take_deletable() {
     return out;
 }
 
+void SegmentTable::hand_back(std::span<const DeadSegment> dead) {
+    for (const DeadSegment& segment : dead) {
+        if (is_used(segment.index) && entry(segment.index).id == segment.id) {
+            status(segment.index).taken = false;
+            note_if_dead(segment.index);
+        } else {
+            deletable_.push_back(segment);  // its index was freed meanwhile
+        }
+    }
+}
+
 uint64_t SegmentTable::memory_bytes() const {
     return chunks_.size() * (sizeof(Chunk) + sizeof(void*)) + pages_.size() * sizeof(Page) +
            free_.size() * 40 + dead_.capacity() * sizeof(uint32_t);

@@ -80,6 +80,8 @@ class SegmentTable {
     // a restart: a segment that is gone already is fine). The caller waits for reads that pin the
     // segment by id. Never call it between load() and the end of the replay.
     std::vector<DeadSegment> take_deletable();
+    // The caller could not delete these after all: the next take_deletable() gives them again.
+    void hand_back(std::span<const DeadSegment> dead);
 
     // Counters over segments in use.
     uint32_t segment_count() const { return segment_count_; }

@@ -62,6 +62,11 @@ Task<Result<void>> VolumeCore::checkpoint() {
         Record record = make_record(RecordType::root, Lba(0), 0);
         record.body = root_body_of(*root, cut_drained, cut_meta, size_blocks);
         auto appended = co_await append_meta(std::move(record));
+        if (!appended && appended.error().code() == Code::busy) {
+            // The journal had no room even for a root: nothing was appended.
+            map->abort_checkpoint();
+            co_return fail(std::move(appended).error());
+        }
         if (!appended) {
             // Whether the root is durable is not known: only a new open can tell.
             fail_for_good(appended.error());
@@ -96,8 +101,12 @@ Task<Result<void>> VolumeCore::remove_dead_locked() {
         record.body = std::move(body);
         {
             auto no_change = co_await meta.lock();
-            CO_TRY_ASSIGN(Lsn lsn, co_await append_meta(std::move(record)));
-            meta_lsn = std::max(meta_lsn, lsn);
+            auto appended = co_await append_meta(std::move(record));
+            if (!appended) {
+                map->segments().hand_back(std::span(dead).subspan(first));
+                co_return fail(std::move(appended).error());
+            }
+            meta_lsn = std::max(meta_lsn, *appended);
         }
         for (size_t i = first; i < end; ++i) {
             // Readers that pinned it keep its units until they are done.
@@ -275,6 +284,11 @@ Task<Result<void>> Mover::run(std::vector<uint32_t> indexes) {
             co_return outcome;
         }
         outcome = co_await publish();
+        if (!outcome && outcome.error().code() == Code::busy) {
+            // The journal had no room: nothing was appended.
+            co_await undo();
+            co_return outcome;
+        }
         if (!outcome) {
             core_.fail_for_good(outcome.error());
             co_return outcome;

@@ -139,5 +139,60 @@ TEST(VolumeFault, AFullDeviceFailsCleanlyAndRecoversWithoutARestart) {
     rig.stop_node();
 }
 
+// Fills the journal with another volume's records, its reserve too.
+void fill_journal(Rig& rig, replica::VolumeLog& log) {
+    for (size_t count : {4096, 512, 1}) {
+        format::Record record;
+        record.type = format::RecordType::delete_intent;
+        format::DeleteIntentBody body;
+        for (size_t i = 0; i < count; ++i)
+            body.segments.push_back(SegmentId{VolumeId(7), 1, static_cast<uint32_t>(i + 1)});
+        record.body = std::move(body);
+        Result<Lsn> appended;
+        do {
+            appended = rig.world.run(log.append(record));
+        } while (appended);
+        ASSERT_EQ(appended.error().code(), Code::busy) << appended.error().text();
+    }
+}
+
+TEST(VolumeFault, AJournalWithoutRoomForASealDelaysItAndNoMore) {
+    Rig rig(30);
+    rig.make();
+    ASSERT_TRUE(rig.world.run(rig.write(0, 64 * kKiB)));
+    ASSERT_TRUE(rig.world.run(rig.write(0, 32 * kKiB)));
+    ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    ASSERT_TRUE(rig.world.run(rig.write(0, 32 * kKiB)));
+    ASSERT_TRUE(rig.world.run(rig.write(1 * kMiB, 256 * kKiB)));
+    replica::OpenRequest request{.volume = VolumeId(99),
+                                 .lineage = LineageId(98),
+                                 .epoch = Epoch(1),
+                                 .token = OpenToken(97),
+                                 .recorded = {}};
+    auto hog = rig.world.run(rig.journal->open(request));
+    ASSERT_TRUE(hog) << hog.error().text();
+    fill_journal(rig, **hog);
+    hog->reset();
+    uint32_t first = rig.volume->segments().at(0).index;
+    for (Result<void> outcome :
+         {rig.world.run(rig.volume->drain()), rig.world.run(rig.volume->checkpoint()),
+          rig.world.run(rig.volume->relocate({first}, 2))}) {
+        ASSERT_FALSE(outcome);
+        EXPECT_EQ(outcome.error().code(), Code::busy) << outcome.error().text();
+    }
+    EXPECT_FALSE(rig.volume->faulted().has_value());
+    rig.expect_all();
+    ASSERT_TRUE(rig.world.run(rig.journal->drop(VolumeId(99))));
+    for (Result<void> outcome :
+         {rig.world.run(rig.volume->drain()), rig.world.run(rig.volume->relocate({first}, 2)),
+          rig.world.run(rig.volume->checkpoint()), rig.world.run(rig.write(0, 64 * kKiB))}) {
+        ASSERT_TRUE(outcome) << outcome.error().text();
+    }
+    rig.expect_all();
+    rig.crash();
+    rig.recover();
+    rig.expect_all();
+}
+
 }  // namespace
 }  // namespace peplos::volume
