@@ -20,6 +20,9 @@ namespace {
 // The epoch of a volume that is deleted.
 constexpr Epoch kDroppedEpoch(UINT64_MAX);
 constexpr size_t kLatencyBuckets = 32;
+// What one turn moves at most, the last frame apart: frames that it reads, bytes that it keeps.
+constexpr uint64_t kMoveFrames = 64;
+constexpr uint64_t kMoveBytes = 64 * kKiB;
 
 Record state_record(const VolumeState& state, RecordType type, format::RecordBody body) {
     Record record;
@@ -411,17 +414,39 @@ Task<void> LocalJournal::reappend_loop() {
     }
 }
 
+// Takes several frames at once: small records of many frames then go into one, where frame by frame
+// they would take as much as they free.
 Task<Result<void>> LocalJournal::reappend_tail() {
     uint64_t sequence = ring_.tail_sequence();
     if (sequence > ring_.newest_sequence()) co_return fail(Code::busy, "nothing to move");
-    auto frame = co_await ring_.read_frame(sequence);
-    // A replay may have begun meanwhile: it knows the records by their old places.
-    if (replays_ != 0 || ring_.tail_sequence() != sequence) co_return Result<void>{};
-    if (!frame) {
-        if (frame.error().code() != Code::corrupt) co_return fail(frame.error());
-        co_return co_await give_up_frame(sequence);
+    uint64_t end = std::min(sequence + kMoveFrames, ring_.newest_sequence() + 1);
+    std::vector<media::Ring::FrameRecord> records;
+    uint64_t bytes = 0;
+    for (uint64_t next = sequence; next < end && bytes < kMoveBytes; ++next) {
+        auto frame = co_await ring_.read_frame(next);
+        // A replay may have begun meanwhile: it knows the records by their old places.
+        if (replays_ != 0 || ring_.tail_sequence() != sequence) co_return Result<void>{};
+        if (!frame) {
+            if (next != sequence) break;
+            if (frame.error().code() != Code::corrupt) co_return fail(frame.error());
+            co_return co_await give_up_frame(sequence);
+        }
+        for (media::Ring::FrameRecord& found : *frame) {
+            if (find_needed(found) == nullptr) continue;
+            bytes += retained_bytes_of(found.record);
+            records.push_back(std::move(found));
+        }
     }
-    co_return co_await move_records(std::move(*frame));
+    co_return co_await move_records(std::move(records));
+}
+
+// The volume that still needs this copy of a record; null when nobody does.
+VolumeState* LocalJournal::find_needed(const media::Ring::FrameRecord& found) {
+    auto place = volumes_.find(found.record.volume);
+    if (place == volumes_.end() || place->second->is_dropped) return nullptr;
+    Retained* entry = place->second->find(found.record.type, found.record.lsn);
+    bool is_needed = entry != nullptr && entry->position == found.position;
+    return is_needed ? place->second.get() : nullptr;
 }
 
 class LocalJournal::MoveSink final : public media::AppendSink {
@@ -455,11 +480,8 @@ Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameReco
     std::vector<std::unique_ptr<MoveSink>> sinks;
     Result<void> outcome;
     for (media::Ring::FrameRecord& found : records) {
-        auto place = volumes_.find(found.record.volume);
-        if (place == volumes_.end()) continue;
-        VolumeState& state = *place->second;
-        Retained* entry = state.find(found.record.type, found.record.lsn);
-        if (state.is_dropped || entry == nullptr || entry->position != found.position) continue;
+        VolumeState* state = find_needed(found);
+        if (state == nullptr) continue;
         if (!found.payload_is_good) {
             // What is under way ends below even when this fails: its sinks are here.
             outcome = co_await give_up_frame(found.position.frame_sequence);
@@ -474,7 +496,7 @@ Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameReco
             break;
         }
         PROBE("replica.log.reappend");
-        sinks.push_back(std::make_unique<MoveSink>(this, &state, found.position));
+        sinks.push_back(std::make_unique<MoveSink>(this, state, found.position));
         ring_.submit(std::move(found.record), std::move(admission), sinks.back().get());
     }
     for (const auto& sink : sinks) {

@@ -68,6 +68,7 @@ class LocalJournal final : public Journal {
     bool should_reappend() const;
     Task<void> reappend_loop();
     Task<Result<void>> reappend_tail();
+    VolumeState* find_needed(const media::Ring::FrameRecord& found);
     Task<Result<void>> move_records(std::vector<media::Ring::FrameRecord> records);
     Task<Result<void>> give_up_frame(uint64_t sequence);
 

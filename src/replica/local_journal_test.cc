@@ -366,6 +366,19 @@ TEST_F(JournalTest, AMoveThatIsUnderWayYieldsToAReplay) {
     EXPECT_GT(node.journal->stats().reappended_records, 0u);
 }
 
+TEST_F(JournalTest, ManyVolumesThatSayLittleTakeLittle) {
+    // Each fence has a frame of 4 KiB to itself: together more than the ring has.
+    for (uint64_t volume = 1; volume <= 5000; ++volume)
+        open(VolumeId(volume), 1).reset();
+    world.run_until_idle();
+    JournalStats stats = node.journal->stats();
+    EXPECT_LT(stats.ring.used_bytes, kRingBytes / 4 * 3);
+    EXPECT_LT(stats.reappended_records, 10'000u);
+    crash();
+    begin();
+    EXPECT_EQ(node.journal->volumes().size(), 5000u);
+}
+
 TEST_F(JournalTest, WritersThatWaitForATailGoOnWhenOthersHaveDrained) {
     auto slow = open(VolumeId(1), 1);
     put(*slow, write_of(5, 55));

@@ -183,6 +183,7 @@ TEST(VolumeFault, AJournalWithoutRoomForASealDelaysItAndNoMore) {
     EXPECT_FALSE(rig.volume->faulted().has_value());
     rig.expect_all();
     ASSERT_TRUE(rig.world.run(rig.journal->drop(VolumeId(99))));
+    rig.world.run_until_idle();  // the journal moves its oldest records out of the way
     for (Result<void> outcome :
          {rig.world.run(rig.volume->drain()), rig.world.run(rig.volume->relocate({first}, 2)),
           rig.world.run(rig.volume->checkpoint()), rig.world.run(rig.write(0, 64 * kKiB))}) {
