@@ -151,6 +151,7 @@ struct VolumeCore {
         Lsn lsn, const format::SealedSegment& sealed);
     Task<Result<void>> attach_segments();
     void settle_open_segments();
+    void adopt_open_segments();
     Task<void> remove_leftovers(std::vector<SegmentId> ids);
     std::vector<SegmentId> find_leftovers() const;
     std::vector<SegmentId> deleted_in_replay;

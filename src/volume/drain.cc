@@ -73,7 +73,7 @@ void Drain::collect() {
     }
     std::ranges::sort(items_, {}, &Item::lba);
     for (size_t i = 0; i < items_.size(); ++i) {
-        // References into segments of an earlier epoch are written anew: those were never sealed.
+        // References into segments that this drain does not seal are written anew.
         if (!items_[i].place || !is_large_of_this_drain(items_[i].place)) written_.push_back(i);
     }
 }
@@ -171,6 +171,10 @@ Task<Result<void>> Drain::index_large() {
             empty_.push_back(segment);
             continue;
         }
+        if (segment->handle.id().epoch != core_.params.epoch.value) {
+            CO_TRY(co_await rewrite_header(core_.segments, segment->handle, SegmentKind::large,
+                                           kUserClass));
+        }
         Output output;
         output.index = segment->index;
         CO_TRY_ASSIGN(output.segment,
@@ -252,6 +256,8 @@ Task<void> Drain::finish() {
     core_.settle_open_segments();
     core_.log->trim(core_.drained_lsn, core_.map->durable_meta_lsn());
     for (const std::shared_ptr<OpenSegment>& segment : empty_) {
+        // One of an earlier epoch is in the table, and dead by now.
+        if (core_.map->segments().find(segment->index) != nullptr) continue;
         SegmentId id = segment->handle.id();
         core_.segments.forget(segment->index, id);
         core_.map->segments().release(segment->index);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 
 #include "volume/core.h"
 
@@ -49,7 +50,11 @@ Task<Result<void>> VolumeCore::replay() {
     resources.overlay.take_regardless(charged_bytes);
     promised_units = needed_units(overlay.reference_blocks());
     resources.space.promise_regardless(promised_units);
-    if (overlay.reference_blocks() == 0) settle_open_segments();
+    if (overlay.reference_blocks() == 0) {
+        settle_open_segments();
+    } else {
+        adopt_open_segments();
+    }
     co_return Result<void>{};
 }
 
@@ -220,6 +225,27 @@ void VolumeCore::settle_open_segments() {
         if (entry != nullptr && entry->state == SegmentState::open) table.seal(index, 0);
     }
     unsealed_at_open.clear();
+}
+
+// Segments of earlier epochs that hold undrained blocks are sealed in place by the next drain:
+// writing the blocks anew would take as much space again, which a full device does not have.
+void VolumeCore::adopt_open_segments() {
+    std::map<uint32_t, uint64_t> block_ends;
+    for (const auto& [lba, entry] : overlay.active().blocks) {
+        if (!entry.is_reference()) continue;
+        uint64_t bytes = entry.place.offset_bytes() + kBlockBytes - format::kSegmentDataOffset;
+        uint64_t& end = block_ends[entry.place.segment_index()];
+        end = std::max(end, bytes / kBlockBytes);
+    }
+    for (const auto& [index, end] : block_ends) {
+        const SegmentHandle* handle = segments.find(index);
+        if (handle == nullptr || format::segment_bytes_for(end) > handle->bytes()) continue;
+        auto segment = std::make_shared<OpenSegment>();
+        segment->handle = *handle;
+        segment->index = index;
+        segment->block_count = segment->block_count_max = static_cast<uint32_t>(end);
+        full_segments.push_back(std::move(segment));
+    }
 }
 
 std::vector<SegmentId> VolumeCore::find_leftovers() const {

@@ -86,6 +86,15 @@ Task<Result<WrittenSegment>> write_index(SegmentSet& set, SegmentHandle handle,
     co_return out;
 }
 
+Task<Result<void>> rewrite_header(SegmentSet& set, SegmentHandle handle, format::SegmentKind kind,
+                                  uint8_t lifetime_class) {
+    Buffer header = Buffer::allocate(kBlockBytes);
+    format::encode_segment_header(set.header_of(handle.id(), kind, lifetime_class), header.bytes());
+    std::vector<Buffer> from{std::move(header)};
+    co_return co_await handle.store->write_vector(handle.pin, format::kSegmentHeaderOffset,
+                                                  std::move(from), Durability::volatile_);
+}
+
 Task<Result<void>> seal_segment(WrittenSegment& segment) {
     Buffer footer = Buffer::allocate(kBlockBytes);
     format::encode_segment_footer(segment.footer, footer.bytes());

@@ -47,6 +47,10 @@ runtime::Task<Result<WrittenSegment>> write_segment(SegmentSet& set, format::Seg
 runtime::Task<Result<WrittenSegment>> write_index(
     SegmentSet& set, SegmentHandle handle, format::SegmentKind kind, uint8_t lifetime_class,
     std::span<const format::SegmentIndexEntry> entries, uint32_t block_end);
+// Writes the header of a segment of an earlier epoch again, as header_of() has it now: it may never
+// have been durable. Not durable yet either.
+runtime::Task<Result<void>> rewrite_header(SegmentSet& set, SegmentHandle handle,
+                                           format::SegmentKind kind, uint8_t lifetime_class);
 // Writes the footer durably. Requires: data and index are durable. Gives back unused units.
 runtime::Task<Result<void>> seal_segment(WrittenSegment& segment);
 

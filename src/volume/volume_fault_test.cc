@@ -139,6 +139,36 @@ TEST(VolumeFault, AFullDeviceFailsCleanlyAndRecoversWithoutARestart) {
     rig.stop_node();
 }
 
+TEST(VolumeFault, LargeWritesOnANearlyFullDeviceAreDrainedAfterACrash) {
+    RigOptions options;
+    options.disk_bytes = 64 * kMiB;
+    options.volume_bytes = 64 * kMiB;
+    Rig rig(40, options);
+    rig.make();
+    for (uint64_t at = 0; at < 24 * kMiB; at += 256 * kKiB) {
+        auto written = rig.world.run(rig.write(at, 256 * kKiB));
+        ASSERT_TRUE(written) << written.error().text();
+    }
+    ASSERT_GT(rig.volume->stats().undrained_bytes, 20 * kMiB);
+    for (int round = 0; round < 2; ++round) {
+        rig.crash();
+        rig.recover();
+        ASSERT_TRUE(rig.world.run(rig.write(0, 4096)));
+        if (round == 0) ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+    }
+    auto drained = rig.world.run(rig.volume->drain());
+    ASSERT_TRUE(drained) << drained.error().text();
+    rig.expect_all();
+    rig.crash();
+    rig.recover();
+    rig.expect_all();
+    ASSERT_TRUE(rig.world.run(rig.zero(0, 24 * kMiB)));
+    ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+    EXPECT_GT(rig.device->segments().space().free_units, 36u);
+    rig.expect_all();
+}
+
 // Fills the journal with another volume's records, its reserve too.
 void fill_journal(Rig& rig, replica::VolumeLog& log) {
     for (size_t count : {4096, 512, 1}) {
