@@ -85,6 +85,11 @@ class KeeperScrubber final : public fabric::Scrubber {
         return {report.running,       report.segments_done, report.segments_total,
                 report.bytes_checked, report.problems,      report.finished_at};
     }
+    std::optional<Failure> last_failure() const override {
+        const keeper::KeeperStats& stats = keeper_.stats();
+        if (stats.failures == 0) return std::nullopt;
+        return Failure{stats.last_failure, stats.last_failure_at};
+    }
 
   private:
     keeper::Keeper& keeper_;
@@ -108,8 +113,15 @@ struct StorageSide {
 // What lives on the door core: the thread that called run().
 struct DoorSide {
     std::unique_ptr<runtime::Core> core;
+    std::vector<http::ActivatedSocket> activated;
     std::unique_ptr<docker::Door> docker;
     std::unique_ptr<api::Door> api;
+
+    // Calls that the node still works on; each spans both cores.
+    size_t in_flight_count() const {
+        size_t count = docker == nullptr ? 0 : docker->in_flight_count();
+        return count + (api == nullptr ? 0 : api->in_flight_count());
+    }
 };
 
 Daemon::Daemon(Config config) : config_(std::move(config)) {}
@@ -134,6 +146,8 @@ Result<void> Daemon::prepare_process() {
 }
 
 Result<void> Daemon::run() {
+    // Changes the environment, so before any thread starts.
+    TRY_ASSIGN(std::vector<http::ActivatedSocket> activated, http::take_activated_sockets());
     TRY(prepare_process());
     runtime::CoreOptions storage_options;
     storage_options.name = "storage";
@@ -144,6 +158,7 @@ Result<void> Daemon::run() {
     storage_ = std::make_unique<StorageSide>(std::move(storage_core));
     doors_ = std::make_unique<DoorSide>();
     doors_->core = std::move(door_core);
+    doors_->activated = std::move(activated);
     storage_->core->start();
     runtime::spawn(doors_->core->executor(), serve());
     doors_->core->run();
@@ -212,10 +227,11 @@ runtime::Task<Result<void>> Daemon::start_storage() {
 
 runtime::Task<Result<void>> Daemon::start_doors() {
     runtime::Executor here = doors_->core->executor();
-    CO_TRY_ASSIGN(std::vector<http::ActivatedSocket> activated, http::take_activated_sockets());
     docker::Options docker_options;
     docker_options.socket_paths = {config_.plugin_socket, config_.managed_socket};
-    for (http::ActivatedSocket& socket : activated) {
+    for (http::ActivatedSocket& socket : doors_->activated) {
+        // The manager listens there already, and goes on while no daemon runs.
+        std::erase(docker_options.socket_paths, http::path_of(socket.fd));
         docker_options.activated.push_back(std::move(socket.fd));
     }
     doors_->docker =
@@ -241,31 +257,52 @@ runtime::Task<void> Daemon::wait_for_signal() {
 
 namespace {
 
+// Nothing works on the storage side afterwards, but everything is still there.
 runtime::Task<void> stop_storage(StorageSide& side) {
     if (side.node != nullptr) co_await side.node->stop();
     if (side.keeper != nullptr) co_await side.keeper->stop();
-    side.scrubber.reset();
-    side.keeper.reset();
-    side.node.reset();
     if (side.attachments != nullptr) co_await side.attachments->pause_all();
-    side.attachments.reset();
     if (side.store != nullptr) {
         Result<void> stopped = co_await side.store->stop();
         if (!stopped) LOG_WARN("control store why=\"{}\"", stopped.error().text());
     }
+}
+
+runtime::Task<void> take_storage_apart(StorageSide& side) {
+    side.scrubber.reset();
+    side.keeper.reset();
+    side.node.reset();
+    side.attachments.reset();
     side.store.reset();
+    co_return;
+}
+
+runtime::Task<void> pause_on_storage(StorageSide& side) {
+    constexpr Duration kPause = std::chrono::milliseconds(5);
+    co_await side.system.env().clock.sleep_for(kPause);
 }
 
 }  // namespace
 
 runtime::Task<void> Daemon::stop_all() {
-    if (doors_->api != nullptr) co_await doors_->api->stop();
-    if (doors_->docker != nullptr) co_await doors_->docker->stop();
-    doors_->api.reset();
-    doors_->docker.reset();
     runtime::Executor storage = storage_->core->executor();
     StorageSide& side = *storage_;
+    if (doors_->api != nullptr) co_await doors_->api->stop();
+    if (doors_->docker != nullptr) co_await doors_->docker->stop();
+    // A Mount that dockerd was told has failed is taken back while the node can still do it.
+    constexpr int kPatience = 1000;  // pauses: five seconds
+    for (int i = 0; i < kPatience && doors_->in_flight_count() != 0; ++i) {
+        co_await runtime::call_on(storage, [&side] { return pause_on_storage(side); });
+    }
     co_await runtime::call_on(storage, [&side] { return stop_storage(side); });
+    // The node has answered every call, so the last results are on their way here. What they make
+    // the doors ask of the node comes before its end: one core runs what it is given in order.
+    while (doors_->in_flight_count() != 0) {
+        co_await runtime::call_on(storage, [&side] { return pause_on_storage(side); });
+    }
+    co_await runtime::call_on(storage, [&side] { return take_storage_apart(side); });
+    doors_->api.reset();
+    doors_->docker.reset();
 }
 
 }  // namespace peplos::app

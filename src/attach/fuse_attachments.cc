@@ -96,7 +96,11 @@ Task<Result<fabric::AttachInfo>> FuseAttachments::attach(
         LOG_WARN("attaching anew after the kernel's connection ended volume={}", spec.id);
         co_await abort_session(*a);
     }
-    if (a->session && a->mounted) co_return a->info;
+    if (a->session && a->mounted_is_doubtful) {
+        a->mounted = co_await host_.is_mounted(a->paths.fs);
+        a->mounted_is_doubtful = false;
+    }
+    if (a->session && a->mounted && !a->info.path.empty()) co_return a->info;
     attachments_[spec.id] = a;
     a->spec = spec;
     if (!a->session) {
@@ -131,6 +135,8 @@ Task<Result<void>> FuseAttachments::bring_up(Attachment& a, Formatted formatted)
         CO_TRY(check_signature(a.spec, start.bytes()));
         CO_TRY(co_await start_session(a));
     }
+    // Mounted by a predecessor, or by us: only what came after the mount is missing.
+    if (a.mounted) co_return co_await finish_mount(a);
     CO_TRY_ASSIGN(a.info.device, co_await host_.loop_on(a.paths.file, a.device->sector_bytes()));
     CO_TRY(co_await format_if_blank(a, std::move(formatted)));
     CO_TRY(co_await mount(a));
@@ -150,12 +156,12 @@ Task<Result<void>> FuseAttachments::start_session(Attachment& a) {
     co_await remove_leftovers(a.paths);
     CO_TRY(co_await host_.make_directories(a.paths));
     CO_TRY_ASSIGN(Fd fuse, co_await host_.mount_fuse(a.paths));
-    int fd = fuse.get();
     a.session =
         std::make_unique<FuseSession>(executor_, a.spec.id, a.device, receive_, fuse.release());
+    ++a.session_count;
     a.session->start();
     // A holder that dies right now is replaced, and the new one is given every session.
-    auto held = co_await host_.hold(a.spec.id, fd);
+    auto held = co_await host_.hold(a.spec.id, a.session->fd());
     if (!held) CO_TRY(co_await restore_holder());
     co_return Result<void>();
 }
@@ -232,7 +238,11 @@ Task<Result<Release>> FuseAttachments::release_device(Attachment& a) {
     if (a.mounted) {
         auto released = co_await host_.unmount_fs(a.paths.fs, a.info.device, a.paths.file);
         if (!released && released.error().code() == Code::busy) co_return Release::held;
-        if (!released) co_return std::unexpected(std::move(released).error());
+        if (!released) {
+            // Given up here, the kernel may finish it all the same.
+            a.mounted_is_doubtful = true;
+            co_return std::unexpected(std::move(released).error());
+        }
         a.mounted = false;
         a.info.mount_root.clear();
         a.info.path.clear();
@@ -284,6 +294,7 @@ Task<void> FuseAttachments::detach_all(std::string directory) {
 
 Task<Result<void>> FuseAttachments::detach_forced(VolumeId id) {
     CO_TRY_ASSIGN(auto pass, gate_.enter());
+    if (!attachments_.contains(id)) co_return co_await mend_leftovers(id);
     CO_TRY_ASSIGN(AttachmentPtr a, find(id));
     auto guard = co_await a->mutex.lock();
     if (!a->session) co_return Result<void>();
@@ -357,7 +368,13 @@ Task<Result<void>> FuseAttachments::resume_session(Attachment& a) {
     }
     a.session =
         std::make_unique<FuseSession>(executor_, a.spec.id, a.device, receive_, fuse.release());
-    CO_TRY(a.session->resend());
+    ++a.session_count;
+    auto resent = a.session->resend();
+    if (!resent) {
+        // Not started, it would answer nothing: the next attempt begins anew.
+        a.session.reset();
+        co_return std::unexpected(std::move(resent).error());
+    }
     a.session->start();
     co_return Result<void>();
 }
@@ -402,10 +419,22 @@ Task<Result<void>> FuseAttachments::restore_holder() {
     for (auto& [id, a] : attachments_)
         all.push_back(a);
     for (const AttachmentPtr& a : all) {
-        if (!a->session || a->session->is_dead()) continue;
-        CO_TRY(co_await host_.hold(a->spec.id, a->session->fd()));
+        CO_TRY(co_await hold_session(a));
     }
     problem_.clear();
+    co_return Result<void>();
+}
+
+// Without the attachment's mutex, which the caller may have. The session may go or change while
+// the holder answers, and then the holder must not be left with the old one: its descriptor would
+// keep a connection open that nobody serves, or another volume's under this one's id.
+Task<Result<void>> FuseAttachments::hold_session(AttachmentPtr a) {
+    while (a->session && !a->session->is_dead()) {
+        uint64_t session = a->session_count;
+        CO_TRY(co_await host_.hold(a->spec.id, a->session->fd()));
+        if (a->session && a->session_count == session) break;
+        if (!a->session) CO_TRY(co_await host_.drop(a->spec.id));
+    }
     co_return Result<void>();
 }
 
@@ -472,10 +501,8 @@ Task<Result<uint64_t>> FuseAttachments::trim(VolumeId id) {
 
 Task<void> FuseAttachments::refresh_one(Attachment& a) {
     auto size = co_await host_.fs_size(a.paths.fs);
-    if (!size) {
-        a.info.problem = size.error().message();
-        co_return;
-    }
+    a.size_problem = size ? std::string() : size.error().message();
+    if (!size) co_return;
     a.info.fs_bytes = size->total_bytes;
     a.info.fs_used_bytes = size->used_bytes;
 }
@@ -488,6 +515,7 @@ Task<void> FuseAttachments::refresh() {
         all.push_back(a);
     for (const AttachmentPtr& a : all) {
         auto guard = co_await a->mutex.lock();
+        if (gate_.is_closed()) co_return;
         if (a->session && a->mounted) co_await refresh_one(*a);
     }
 }
@@ -501,7 +529,7 @@ Result<fabric::AttachInfo> FuseAttachments::info(VolumeId id) const {
             "the kernel has ended the connection: stop the containers that use the "
             "volume and start them again";
     } else if (info.problem.empty()) {
-        info.problem = problem_;
+        info.problem = problem_.empty() ? a->size_problem : problem_;
     }
     return info;
 }

@@ -68,21 +68,9 @@ class FuseAttachments : public fabric::Attachments {
     std::vector<fabric::AttachInfo> list() const override;
     runtime::Task<void> pause_all() override;
 
-    // What the kernel still has of us that this daemon does not serve: dead or forgotten mounts and
-    // loop devices. Call it after every surviving volume was resumed.
-    struct Stale {
-        std::string volume;  // id, 16 hexadecimal digits
-        std::string mount;   // a mount point, or empty
-        std::string device;  // a loop device, or empty
-        std::string what;    // a sentence for people
-    };
-    runtime::Task<std::vector<Stale>> stale();
-    // Takes all of that away (lazy unmount, loop device cleared, descriptor dropped); what used
-    // it gets I/O errors. Returns what was mended.
-    runtime::Task<std::vector<Stale>> mend();
-
-    // Reads the file systems' sizes anew, for info() and list().
-    runtime::Task<void> refresh();
+    runtime::Task<std::vector<fabric::Leftover>> leftovers() override;
+    runtime::Task<Result<void>> mend_leftovers(VolumeId id) override;
+    runtime::Task<void> refresh() override;
 
     // I/O counters of one attached volume, for metrics. Errors: not_found.
     Result<FuseSession::Counters> counters(VolumeId id) const;
@@ -94,7 +82,10 @@ class FuseAttachments : public fabric::Attachments {
         VolumePaths paths;
         std::unique_ptr<FuseSession> session;
         fabric::AttachInfo info;
+        uint64_t session_count = 0;  // sessions so far, to tell one from the next
         bool mounted = false;
+        bool mounted_is_doubtful = false;  // an unmount took too long; the kernel may go on
+        std::string size_problem;          // why the sizes could not be read, of the last time
         runtime::Mutex mutex;
     };
     using AttachmentPtr = std::shared_ptr<Attachment>;
@@ -119,7 +110,8 @@ class FuseAttachments : public fabric::Attachments {
     runtime::Task<void> detach_all(std::string directory);
     runtime::Task<void> refresh_one(Attachment& a);
     runtime::Task<Result<Buffer>> read_start(Attachment& a);
-    runtime::Task<std::vector<Stale>> find_stale();
+    runtime::Task<std::vector<fabric::Leftover>> find_leftovers();
+    runtime::Task<Result<void>> hold_session(AttachmentPtr a);
 
     runtime::Task<void> watch_holder();
     runtime::Task<Result<void>> restore_holder();

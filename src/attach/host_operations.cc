@@ -376,9 +376,12 @@ Task<Result<void>> HostOperations::ensure_holder() {
 }
 
 Task<Result<void>> HostOperations::hold(VolumeId id, int fd) {
-    std::function<Result<void>()> work = [socket = holder_socket_, id, fd]() -> Result<void> {
+    // A duplicate: the caller's may be closed before the worker comes to it, and its number may
+    // then be another volume's.
+    auto mine = std::make_shared<Fd>(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    std::function<Result<void>()> work = [socket = holder_socket_, id, mine]() -> Result<void> {
         TRY_ASSIGN(HolderClient holder, HolderClient::connect(socket));
-        return holder.put(id, fd);
+        return holder.put(id, mine->get());
     };
     co_return co_await workers_.run<Result<void>>(std::move(work));
 }

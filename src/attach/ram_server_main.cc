@@ -145,7 +145,7 @@ Task<void> start(Server& server) {
     co_await do_attach(server);
 }
 
-std::string describe(const std::vector<attach::FuseAttachments::Stale>& stale) {
+std::string describe(const std::vector<fabric::Leftover>& stale) {
     std::string text = fmt::format("ok {}", stale.size());
     for (const auto& one : stale)
         text += "; " + one.what;
@@ -173,8 +173,12 @@ Task<void> run_command(Server& server, std::string line) {
         auto done = co_await server.attachments.trim(kVolume);
         say(done ? fmt::format("ok {}", *done) : "error " + done.error().text());
     } else if (line == "stale" || line == "mend") {
-        auto found = line == "stale" ? co_await server.attachments.stale()
-                                     : co_await server.attachments.mend();
+        auto found = co_await server.attachments.leftovers();
+        for (const fabric::Leftover& one : found) {
+            if (line == "stale") break;
+            auto mended = co_await server.attachments.mend_leftovers(one.id);
+            if (!mended) say("error " + mended.error().text());
+        }
         say(describe(found));
     } else if (line == "attach") {
         co_await do_attach(server);

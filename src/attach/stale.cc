@@ -50,54 +50,61 @@ VolumeId id_in(const std::string& path, const std::string& mounts) {
 
 }  // namespace
 
-Task<std::vector<FuseAttachments::Stale>> FuseAttachments::find_stale() {
-    std::function<std::vector<Stale>()> work = [mounts = host_.mounts_directory()] {
-        std::vector<Stale> found;
+Task<std::vector<fabric::Leftover>> FuseAttachments::find_leftovers() {
+    using Found = std::vector<fabric::Leftover>;
+    std::function<Found()> work = [mounts = host_.mounts_directory()] {
+        Found found;
         for (const MountEntry& mount : current_mounts()) {
             VolumeId id = id_in(mount.directory, mounts);
             if (!id) continue;
-            found.push_back({text_of(id), mount.directory, "",
-                             fmt::format("{} ({}) is mounted, but nobody serves its volume",
-                                         mount.directory, mount.type)});
+            fabric::Leftover one;
+            one.id = id;
+            one.mount = mount.directory;
+            one.what = fmt::format("{} ({}) is mounted, but nobody serves its volume",
+                                   mount.directory, mount.type);
+            found.push_back(std::move(one));
         }
         for (const LoopEntry& loop : current_loops()) {
             VolumeId id = id_in(loop.file, mounts);
             if (!id) continue;
-            found.push_back({text_of(id), "", loop.device,
-                             fmt::format("{} is bound to {}, but nobody serves that volume",
-                                         loop.device, loop.file)});
+            fabric::Leftover one;
+            one.id = id;
+            one.device = loop.device;
+            one.what = fmt::format("{} is bound to {}, but nobody serves that volume", loop.device,
+                                   loop.file);
+            found.push_back(std::move(one));
         }
         return found;
     };
-    co_return co_await host_.workers().run<std::vector<Stale>>(std::move(work));
+    co_return co_await host_.workers().run<Found>(std::move(work));
 }
 
-Task<std::vector<FuseAttachments::Stale>> FuseAttachments::stale() {
+Task<std::vector<fabric::Leftover>> FuseAttachments::leftovers() {
     auto pass = gate_.enter();
-    if (!pass) co_return std::vector<Stale>();
-    std::vector<Stale> found = co_await find_stale();
-    std::erase_if(found, [this](const Stale& one) {
-        auto at = attachments_.find(VolumeId(parse_hex_id(one.volume)));
-        return at != attachments_.end();
+    if (!pass) co_return std::vector<fabric::Leftover>();
+    // A volume that is on its way up or down while the kernel is asked is none of them.
+    std::set<VolumeId> served;
+    for (const auto& [id, attachment] : attachments_)
+        served.insert(id);
+    std::vector<fabric::Leftover> found = co_await find_leftovers();
+    std::erase_if(found, [this, &served](const fabric::Leftover& one) {
+        return served.contains(one.id) || attachments_.contains(one.id);
     });
     co_return found;
 }
 
-Task<std::vector<FuseAttachments::Stale>> FuseAttachments::mend() {
-    std::vector<Stale> found = co_await stale();
-    auto pass = gate_.enter();
-    if (!pass) co_return std::vector<Stale>();
-    std::set<VolumeId> ids;
-    for (const Stale& one : found)
-        ids.insert(VolumeId(parse_hex_id(one.volume)));
-    for (VolumeId id : ids) {
-        // The descriptor first: with the connection ended nothing below can wait for I/O any more.
-        auto dropped = co_await host_.drop(id);
-        if (!dropped) LOG_WARN("{}", dropped.error().text());
-        co_await remove_leftovers(host_.paths_of(id));
-        co_await host_.remove_directories(host_.paths_of(id));
+Task<Result<void>> FuseAttachments::mend_leftovers(VolumeId id) {
+    CO_TRY_ASSIGN(auto pass, gate_.enter());
+    if (attachments_.contains(id)) {
+        co_return fail(Code::busy, "volume {} is attached and served; nothing of it is left over",
+                       id);
     }
-    co_return found;
+    // The descriptor first: with the connection ended nothing below can wait for I/O any more.
+    CO_TRY(co_await host_.drop(id));
+    co_await remove_leftovers(host_.paths_of(id));
+    co_await host_.remove_directories(host_.paths_of(id));
+    LOG_WARN("leftovers taken away; who used them gets I/O errors volume={}", id);
+    co_return Result<void>();
 }
 
 }  // namespace peplos::attach

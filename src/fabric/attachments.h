@@ -43,6 +43,16 @@ struct AttachInfo {
     std::string problem;  // empty when healthy; else what and what to do next
 };
 
+// What the kernel still has of a volume that nobody serves: I/O on it waits for ever or fails.
+struct Leftover {
+    VolumeId id;
+    std::string volume;        // its name; empty where this node has no such volume
+    std::string mount;         // a mount point, or empty
+    std::string device;        // a loop device, or empty
+    std::string what;          // a sentence for people
+    bool has_holders = false;  // containers are on record for the volume: their I/O is at stake
+};
+
 // One attachment per volume and host. All calls run on the storage core's executor and return
 // within seconds or with an error; what blocks (mkfs, mount) runs in children.
 class Attachments {
@@ -65,6 +75,7 @@ class Attachments {
     virtual runtime::Task<Result<void>> detach(VolumeId id) = 0;
 
     // The same by force (lazy unmount, connection aborted): containers that use it get errors.
+    // Takes away leftovers() of a volume that is not attached, too.
     virtual runtime::Task<Result<void>> detach_forced(VolumeId id) = 0;
 
     // After a restart of the daemon: which volumes does the kernel still hold attached for us?
@@ -82,6 +93,17 @@ class Attachments {
     // Returns the bytes that the file system says it trimmed.
     virtual runtime::Task<Result<uint64_t>> trim(VolumeId id) = 0;
 
+    // What an earlier daemon left in the kernel. Call it after every surviving volume was resumed.
+    virtual runtime::Task<std::vector<Leftover>> leftovers() = 0;
+    // Takes the leftovers of one volume away: lazy unmount, loop device cleared, descriptor
+    // dropped; what used it gets I/O errors. The caller keeps attach() and resume() of the volume
+    // out meanwhile. Errors: busy (the volume is attached and served), stopping.
+    virtual runtime::Task<Result<void>> mend_leftovers(VolumeId id) = 0;
+
+    // Reads the file systems' sizes anew, for info() and list(). May take long: one child each.
+    virtual runtime::Task<void> refresh() = 0;
+
+    // As it was found last; neither call waits for anything.
     virtual Result<AttachInfo> info(VolumeId id) const = 0;
     virtual std::vector<AttachInfo> list() const = 0;
 

@@ -21,6 +21,7 @@ class FakeNode final : public Node {
     std::map<std::string, std::vector<std::string>> holders;
     std::vector<std::string> calls;  // "create x", "mount x id", ...
     std::vector<Metric> metric_list;
+    std::vector<Leftover> leftover_list;
     std::optional<Error> next_error;  // the next call fails with it
     runtime::Event running;           // calls wait until it is set
 
@@ -137,6 +138,14 @@ class FakeNode final : public Node {
         if (!volumes_by_name.contains(name)) co_return missing(name);
         holders[name].clear();
         co_return Result<void>();
+    }
+    runtime::Task<Result<std::vector<Leftover>>> leftovers() override {
+        CO_TRY(co_await begin("leftovers"));
+        co_return leftover_list;
+    }
+    runtime::Task<Result<std::vector<Leftover>>> mend_leftovers() override {
+        CO_TRY(co_await begin("mend_leftovers"));
+        co_return std::exchange(leftover_list, {});
     }
     runtime::Task<std::vector<Metric>> metrics() override {
         (void)co_await begin("metrics");

@@ -40,6 +40,7 @@ Task<Result<void>> LocalNode::start() {
     co_await resume_attached();
     gate_.spawn(env_.executor, recover_tails());
     gate_.spawn(env_.executor, release_loop());
+    gate_.spawn(env_.executor, refresh_loop());
     if (options_.trim_interval.count() > 0) gate_.spawn(env_.executor, trim_loop());
     co_return Result<void>();
 }
@@ -140,6 +141,10 @@ Task<void> LocalNode::resume_attached() {
         auto guard = co_await entry->lock.lock();
         Result<void> opened = co_await open_volume(*entry);
         if (!opened) {
+            entry->problem = fmt::format(
+                "its containers wait for I/O that nobody serves: {}; when that cannot "
+                "be mended, `peplos volume detach {} --force` ends their waiting",
+                opened.error().message(), entry->record().name);
             LOG_ERROR("attached volume not served volume={} why=\"{}\"", id, opened.error().text());
             continue;
         }
@@ -160,7 +165,8 @@ Task<void> LocalNode::resume_attached() {
         LOG_INFO("volume resumed volume={} name={} device={}", id, entry->record().name,
                  resumed->device);
     }
-    for (const auto& [id, entry] : entries_) {
+    std::map<VolumeId, EntryPtr> all = entries_;
+    for (const auto& [id, entry] : all) {
         if (entry->is_attached() || entry->mounts.holders.empty()) continue;
         bool is_used =
             std::find(surviving.begin(), surviving.end(), id) != surviving.end() &&
@@ -216,6 +222,13 @@ Task<Result<StoredVolume>> LocalNode::claim(const Entry& entry, DeviceSet::Membe
 // Requires: the entry's lock. Claim, fence and recover, record the ensemble, then serve.
 Task<Result<void>> LocalNode::open_volume(Entry& entry) {
     if (entry.open != nullptr && !entry.open->faulted()) co_return Result<void>();
+    if (entry.open != nullptr && is_on_host(entry)) {
+        // Opened anew below a live attachment, the host would go on with the dead one.
+        co_return fail(Code::io_error,
+                       "volume {:?} has failed while it is mounted: {}; stop its containers, then "
+                       "repeat",
+                       entry.record().name, entry.open->faulted()->message());
+    }
     if (entry.open != nullptr) co_await drop_faulted(entry);
     DeviceSet::Member* home = nullptr;
     volume::VolumeParams params;
@@ -274,6 +287,13 @@ Task<Result<void>> LocalNode::open_volume(Entry& entry) {
 // Requires: the entry's lock, and no attachment.
 Task<Result<void>> LocalNode::close_volume(Entry& entry) {
     if (entry.open == nullptr) co_return Result<void>();
+    if (auto fault = entry.open->faulted()) {
+        // What was acknowledged is in the journal; nothing more can be written here.
+        LOG_WARN("failed volume closed volume={} why=\"{}\"", entry.record().id, fault->text());
+        entry.problem = fault->message();
+        co_await drop_faulted(entry);
+        co_return Result<void>();
+    }
     if (background_ != nullptr) co_await background_->closing(*entry.open);
     entry.used_bytes_seen = entry.open->stats().live_bytes;
     Result<void> closed = co_await entry.open->close();
@@ -288,6 +308,10 @@ Task<Result<void>> LocalNode::close_volume(Entry& entry) {
     co_return closed;
 }
 
+bool LocalNode::is_on_host(const Entry& entry) const {
+    return attachments_ != nullptr && attachments_->info(entry.record().id).has_value();
+}
+
 Task<void> LocalNode::drop_faulted(Entry& entry) {
     if (background_ != nullptr) co_await background_->closing(*entry.open);
     co_await entry.open->stop();
@@ -300,10 +324,12 @@ Task<void> LocalNode::stop() {
     release_alarm_.ring();
     release_delay_.ring();
     trim_alarm_.ring();
+    refresh_alarm_.ring();
     creating_changed_.wake_all();
-    co_await gate_.close();
+    // First, since it ends what takes long (a trim, a refresh) and waits only for what is short.
     // Requests under way may wait for a drain: the background ends after them.
     if (attachments_ != nullptr) co_await attachments_->pause_all();
+    co_await gate_.close();
     if (background_ != nullptr) co_await background_->stop();
     for (const auto& [id, entry] : entries_) {
         if (entry->open == nullptr) continue;

@@ -16,12 +16,18 @@
 
 namespace peplos::fabric {
 
-// Scrubs one volume for the node; the room `keeper` implements it.
+// Scrubs the node's volumes and tells of the work behind them; the room `keeper` implements it.
 class Scrubber {
   public:
     virtual ~Scrubber() = default;
     virtual Result<void> start_scrub() = 0;
     virtual Node::ScrubReport scrub_report() const = 0;
+    // The last background work that failed; nothing when none did.
+    struct Failure {
+        std::string what;
+        Time at{};
+    };
+    virtual std::optional<Failure> last_failure() const = 0;
 };
 
 struct LocalNodeOptions {
@@ -29,6 +35,8 @@ struct LocalNodeOptions {
     DeviceSet::Options devices;
     // Time between passes that give freed file-system blocks back; 0: never.
     Duration trim_interval = std::chrono::minutes(10);
+    // The sizes of file systems that status shows are at most about this old.
+    Duration refresh_interval = std::chrono::seconds(5);
 };
 
 // One node's volumes: who owns them, who has them mounted, where their journals are.
@@ -79,6 +87,8 @@ class LocalNode final : public Node {
     Task<Result<ScrubReport>> scrub_report() override;
     Task<Result<uint64_t>> trim_volume(std::string name) override;
     Task<Result<void>> detach_forced(std::string name) override;
+    Task<Result<std::vector<Leftover>>> leftovers() override;
+    Task<Result<std::vector<Leftover>>> mend_leftovers() override;
     Task<std::vector<Metric>> metrics() override;
 
   private:
@@ -91,6 +101,7 @@ class LocalNode final : public Node {
         std::string path;              // what containers get, while attached
         std::string problem;           // why it cannot be served, empty when it can
         uint64_t used_bytes_seen = 0;  // of the last time it was open
+        bool is_damaged = false;       // its device stays on the host, for a repair
         bool gone = false;             // removed; whoever waited for the lock finds nothing
 
         const control::VolumeRecord& record() const { return stored.record; }
@@ -110,6 +121,7 @@ class LocalNode final : public Node {
     Task<Result<StoredVolume>> claim(const Entry& entry, DeviceSet::Member& home);
     Task<Result<void>> close_volume(Entry& entry);
     Task<void> drop_faulted(Entry& entry);
+    bool is_on_host(const Entry& entry) const;
 
     // local_node_volumes.cc
     Task<Result<VolumeInfo>> create_new(VolumeSpec spec);
@@ -124,14 +136,19 @@ class LocalNode final : public Node {
     Task<Result<void>> attach_entry(Entry& entry);
     Task<Result<void>> record_formatted(VolumeId id);
     Task<Result<void>> store_mounts(Entry& entry);
+    Task<Result<void>> take_down(Entry& entry);
     Task<Result<void>> release(Entry& entry);
     Task<void> release_loop();
     Task<void> trim_loop();
+    Task<void> refresh_loop();
+    void want_fresh_sizes();
+    Task<void> mend_one(VolumeId id, std::vector<Leftover>* all, std::vector<Leftover>* mended);
     AttachSpec attach_spec(const Entry& entry) const;
 
     // local_node_status.cc
     VolumeInfo info_of(const Entry& entry) const;
     Health health_of(const Entry& entry) const;
+    Health background_health() const;
 
     runtime::Env env_;
     control::Store& store_;
@@ -152,6 +169,8 @@ class LocalNode final : public Node {
     runtime::Alarm release_alarm_;
     runtime::Alarm release_delay_;
     runtime::Alarm trim_alarm_;
+    runtime::Alarm refresh_alarm_;
+    Time refreshed_at_{};
     runtime::Event stopping_;
     runtime::Gate gate_;
 };

@@ -1,3 +1,4 @@
+#include <set>
 #include <sstream>
 
 #include "base/log.h"
@@ -66,19 +67,15 @@ Task<Result<void>> LocalNode::attach_entry(Entry& entry) {
         co_return fail(Code::unsupported, "this peplosd serves no volumes to its host");
     }
     VolumeId id = entry.record().id;
-    bool alive = false;
-    if (entry.is_attached() && entry.open != nullptr && !entry.open->faulted()) {
+    bool is_served = entry.open != nullptr && !entry.open->faulted();
+    if (entry.is_attached() && is_served) {
+        // Not so when a detach that was refused half-way has taken the mount away.
         Result<AttachInfo> info = attachments_->info(id);
-        alive = info && info->problem.empty();
-        // A release that found the volume in use elsewhere has unmounted it here all the same:
-        // then attach() mounts it again.
-        if (alive && !info->path.empty()) co_return Result<void>();
+        if (info && info->problem.empty() && info->path == entry.path) co_return Result<void>();
     }
-    // An attachment whose volume or kernel side is gone is made anew.
-    if (entry.is_attached() && !alive) {
-        CO_TRY(co_await attachments_->detach(id));
-        entry.path.clear();
-    }
+    // What the kernel has of a volume that lives is taken up again; a dead volume's goes first.
+    if (!is_served) CO_TRY(co_await take_down(entry));
+    entry.path.clear();
     CO_TRY(co_await open_volume(entry));
     AttachSpec spec = attach_spec(entry);
     if (spec.blank && entry.record().format_state == control::FormatState::blank) {
@@ -90,8 +87,12 @@ Task<Result<void>> LocalNode::attach_entry(Entry& entry) {
     Attachments::Formatted formatted = [this](VolumeId volume) { return record_formatted(volume); };
     Result<AttachInfo> attached =
         co_await attachments_->attach(std::move(spec), entry.open, std::move(formatted));
+    entry.is_damaged = !attached && attached.error().code() == Code::corrupt;
     if (!attached) {
         entry.problem = attached.error().message();
+        // Containers that had it mounted before may go on using it.
+        Result<AttachInfo> left = attachments_->info(id);
+        if (left) entry.path = left->path;
         release_alarm_.ring();
         co_return fail(std::move(attached).error());
     }
@@ -146,27 +147,44 @@ Task<Result<void>> LocalNode::unmount(std::string name, std::string holder) {
 
 Task<Result<void>> LocalNode::forget_holders() {
     CO_TRY_ASSIGN(auto pass, enter());
-    std::vector<EntryPtr> held;
+    // Only what is held now: while this waits for one volume, the new dockerd mounts others.
+    std::vector<std::pair<EntryPtr, control::MountRecord>> held;
     for (const auto& [id, entry] : entries_) {
-        if (!entry->mounts.holders.empty()) held.push_back(entry);
+        if (!entry->mounts.holders.empty()) held.emplace_back(entry, entry->mounts);
     }
-    for (const EntryPtr& entry : held) {
+    Result<void> outcome;
+    for (const auto& [entry, old] : held) {
         auto guard = co_await entry->lock.lock();
         if (entry->gone) continue;
-        entry->mounts.holders.clear();
-        CO_TRY(co_await store_mounts(*entry));
+        for (const auto& [holder, count] : old.holders) {
+            auto found = entry->mounts.holders.find(holder);
+            if (found == entry->mounts.holders.end()) continue;
+            found->second -= std::min(found->second, count);
+            if (found->second == 0) entry->mounts.holders.erase(found);
+        }
+        Result<void> stored = co_await store_mounts(*entry);
+        if (!stored) outcome = std::move(stored);
     }
     release_alarm_.ring();
+    co_return outcome;
+}
+
+// Requires: the entry's lock. Takes away whatever the host has of the volume, also what an attach
+// or a resume that failed has left. Errors: as Attachments::detach, and everything stays.
+Task<Result<void>> LocalNode::take_down(Entry& entry) {
+    if (attachments_ == nullptr) co_return Result<void>();
+    Result<void> detached = co_await attachments_->detach(entry.record().id);
+    if (!detached && detached.error().code() != Code::not_found) {
+        co_return fail(std::move(detached).error());
+    }
+    entry.path.clear();
+    entry.is_damaged = false;
     co_return Result<void>();
 }
 
 // Requires: the entry's lock. Detaches and closes; nothing happens to what is not open.
 Task<Result<void>> LocalNode::release(Entry& entry) {
-    if (entry.is_attached()) {
-        Result<void> detached = co_await attachments_->detach(entry.record().id);
-        if (!detached) co_return fail(std::move(detached).error());
-        entry.path.clear();
-    }
+    CO_TRY(co_await take_down(entry));
     co_return co_await close_volume(entry);
 }
 
@@ -175,12 +193,14 @@ Task<void> LocalNode::release_loop() {
         bool again = false;
         std::vector<EntryPtr> idle;
         for (const auto& [id, entry] : entries_) {
-            if (entry->open != nullptr && entry->mounts.holders.empty()) idle.push_back(entry);
+            bool is_kept = !entry->mounts.holders.empty() || entry->is_damaged;
+            if (entry->open != nullptr && !is_kept) idle.push_back(entry);
         }
         for (const EntryPtr& entry : idle) {
             if (stopping_.is_set()) co_return;
             auto guard = co_await entry->lock.lock();
-            if (entry->gone || entry->open == nullptr || !entry->mounts.holders.empty()) continue;
+            bool is_kept = !entry->mounts.holders.empty() || entry->is_damaged;
+            if (entry->gone || entry->open == nullptr || is_kept) continue;
             Result<void> released = co_await release(*entry);
             if (!released) {
                 again = true;
@@ -233,12 +253,75 @@ Task<Result<void>> LocalNode::detach_forced(std::string name) {
     CO_TRY_ASSIGN(auto pass, enter());
     CO_TRY_ASSIGN(EntryPtr entry, find(name));
     auto guard = co_await entry->lock.lock();
+    if (entry->gone) co_return fail(Code::not_found, "the volume was removed meanwhile");
     if (attachments_ == nullptr) co_return Result<void>();
     CO_TRY(co_await attachments_->detach_forced(entry->record().id));
     entry->path.clear();
+    entry->is_damaged = false;
+    entry->problem.clear();
     entry->mounts.holders.clear();
-    CO_TRY(co_await store_mounts(*entry));
-    co_return co_await close_volume(*entry);
+    Result<void> stored = co_await store_mounts(*entry);
+    Result<void> closed = co_await close_volume(*entry);
+    co_return stored ? closed : stored;
+}
+
+// The sizes of file systems, read in the background when somebody has looked at the old ones.
+Task<void> LocalNode::refresh_loop() {
+    while (!stopping_.is_set()) {
+        co_await refresh_alarm_.wait();
+        if (stopping_.is_set() || attachments_ == nullptr) co_return;
+        co_await attachments_->refresh();
+        refreshed_at_ = env_.clock.now();
+    }
+}
+
+void LocalNode::want_fresh_sizes() {
+    if (env_.clock.now() - refreshed_at_ >= options_.refresh_interval) refresh_alarm_.ring();
+}
+
+Task<Result<std::vector<Leftover>>> LocalNode::leftovers() {
+    CO_TRY_ASSIGN(auto pass, enter());
+    if (attachments_ == nullptr) co_return std::vector<Leftover>();
+    std::vector<Leftover> all = co_await attachments_->leftovers();
+    for (Leftover& one : all) {
+        auto found = entries_.find(one.id);
+        if (found == entries_.end()) continue;
+        one.volume = found->second->record().name;
+        one.has_holders = !found->second->mounts.holders.empty();
+    }
+    co_return all;
+}
+
+Task<Result<std::vector<Leftover>>> LocalNode::mend_leftovers() {
+    CO_TRY_ASSIGN(auto pass, enter());
+    CO_TRY_ASSIGN(std::vector<Leftover> all, co_await leftovers());
+    std::set<VolumeId> ids;
+    for (const Leftover& one : all)
+        ids.insert(one.id);
+    std::vector<Leftover> mended;
+    for (VolumeId id : ids)
+        co_await mend_one(id, &all, &mended);
+    co_return mended;
+}
+
+Task<void> LocalNode::mend_one(VolumeId id, std::vector<Leftover>* all,
+                               std::vector<Leftover>* mended) {
+    EntryPtr entry;
+    std::optional<runtime::Mutex::Guard> guard;
+    if (auto found = entries_.find(id); found != entries_.end()) {
+        // Under its lock nobody can mount the volume meanwhile, and what is on record counts now.
+        entry = found->second;
+        guard.emplace(co_await entry->lock.lock());
+        if (entry->is_attached() || !entry->mounts.holders.empty()) co_return;
+    }
+    Result<void> done = co_await attachments_->mend_leftovers(id);
+    if (!done) {
+        LOG_WARN("leftovers not taken away volume={} why=\"{}\"", id, done.error().text());
+        co_return;
+    }
+    for (const Leftover& one : *all) {
+        if (one.id == id) mended->push_back(one);
+    }
 }
 
 }  // namespace peplos::fabric

@@ -21,6 +21,9 @@ Health LocalNode::health_of(const Entry& entry) const {
             return {Light::red, fault->message(), "peplos doctor"};
         }
     }
+    if (entry.is_damaged) {
+        return {Light::red, entry.problem, "repair the file system as told, then mount it again"};
+    }
     if (entry.is_attached()) {
         Result<AttachInfo> info = attachments_->info(entry.record().id);
         if (!info) return {Light::red, info.error().message(), "peplos doctor --fix"};
@@ -32,6 +35,25 @@ Health LocalNode::health_of(const Entry& entry) const {
     if (entry.open != nullptr && entry.open->stats().corrupt_blocks != 0) {
         return {Light::yellow, "reads met blocks that do not match their checksums",
                 "peplos scrub start"};
+    }
+    return {};
+}
+
+// Work behind the volumes that fails is repeated by itself; it is shown while it is recent.
+Health LocalNode::background_health() const {
+    constexpr Duration kRecent = std::chrono::minutes(15);
+    if (scrubber_ == nullptr) return {};
+    Node::ScrubReport report = scrubber_->scrub_report();
+    if (!report.problems.empty()) {
+        return {Light::red,
+                fmt::format("a scrub found {} problem{}, the first: {}", report.problems.size(),
+                            report.problems.size() == 1 ? "" : "s", report.problems.front()),
+                "peplos scrub show"};
+    }
+    std::optional<Scrubber::Failure> failure = scrubber_->last_failure();
+    if (failure && env_.clock.now() - failure->at < kRecent) {
+        return {Light::yellow, fmt::format("background work failed: {}", failure->what),
+                "it is repeated by itself; if this stays: peplos doctor, journalctl -u peplosd"};
     }
     return {};
 }
@@ -65,7 +87,7 @@ VolumeInfo LocalNode::info_of(const Entry& entry) const {
     if (info.used_bytes == 0 && entry.open == nullptr) info.used_bytes = info.stored_bytes;
     for (const auto& [holder, count] : entry.mounts.holders)
         info.holders.push_back(holder);
-    if (entry.is_attached()) {
+    if (attachments_ != nullptr) {
         Result<AttachInfo> attach = attachments_->info(record.id);
         if (attach) info.attach = std::move(*attach);
     }
@@ -76,12 +98,14 @@ VolumeInfo LocalNode::info_of(const Entry& entry) const {
 
 Task<Result<VolumeInfo>> LocalNode::volume(std::string name) {
     CO_TRY_ASSIGN(auto pass, enter());
+    want_fresh_sizes();
     CO_TRY_ASSIGN(EntryPtr entry, find(name));
     co_return info_of(*entry);
 }
 
 Task<Result<std::vector<VolumeInfo>>> LocalNode::volumes() {
     CO_TRY_ASSIGN(auto pass, enter());
+    want_fresh_sizes();
     std::vector<VolumeInfo> all;
     all.reserve(names_.size());
     for (const auto& [name, entry] : names_)
@@ -116,6 +140,7 @@ Task<Result<NodeStatus>> LocalNode::status() {
         }
         worsen(status.health, health);
     }
+    worsen(status.health, background_health());
     co_return status;
 }
 
@@ -208,6 +233,7 @@ void add_volume(std::vector<Metric>& out, const std::string& name,
 }  // namespace
 
 Task<std::vector<Metric>> LocalNode::metrics() {
+    want_fresh_sizes();
     std::vector<Metric> out;
     for (const auto& member : devices_.members()) {
         DeviceInfo device = devices_.info(*member);
@@ -239,6 +265,13 @@ Task<std::vector<Metric>> LocalNode::metrics() {
         add(out, "peplos_volume_size_bytes", "The size users see.", {{"volume", name}},
             static_cast<double>(entry->record().size_bytes));
         if (entry->open != nullptr) add_volume(out, name, entry->open->stats());
+        if (!attached) continue;
+        Result<AttachInfo> info = attachments_->info(entry->record().id);
+        if (!info || info->fs_bytes == 0) continue;
+        add(out, "peplos_volume_fs_bytes", "Size of the file system.", {{"volume", name}},
+            static_cast<double>(info->fs_bytes));
+        add(out, "peplos_volume_fs_used_bytes", "Space taken in the file system.",
+            {{"volume", name}}, static_cast<double>(info->fs_used_bytes));
     }
     co_return out;
 }

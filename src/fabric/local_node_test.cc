@@ -14,7 +14,18 @@ class FakeHost final : public Attachments {
   public:
     Task<Result<AttachInfo>> attach(AttachSpec spec, std::shared_ptr<volume::BlockDevice> device,
                                     Formatted formatted) override {
+        while (slow.contains(spec.id))
+            co_await slow_done.wait();
         if (refuse_attach) co_return fail(Code::unavailable, "the host refuses");
+        if (damaged) {
+            devices.try_emplace(spec.id, std::move(device));
+            unmounted.insert(spec.id);
+            co_return fail(Code::corrupt, "the file system needs repair");
+        }
+        if (devices.contains(spec.id)) {
+            unmounted.erase(spec.id);
+            co_return info_for(spec.id);
+        }
         if (spec.blank) {
             ++formats;
             CO_TRY(co_await formatted(spec.id));
@@ -25,6 +36,7 @@ class FakeHost final : public Attachments {
     }
     // Like the real one: the host's own mount goes, then the kernel says who has another.
     Task<Result<void>> detach(VolumeId id) override {
+        if (!devices.contains(id)) co_return fail(Code::not_found, "not attached");
         if (busy) {
             unmounted.insert(id);
             co_return fail(Code::busy, "the kernel says that pid 7 uses it");
@@ -34,6 +46,7 @@ class FakeHost final : public Attachments {
     }
     Task<Result<void>> detach_forced(VolumeId id) override {
         devices.erase(id);
+        std::erase_if(left, [id](const Leftover& one) { return one.id == id; });
         co_return Result<void>();
     }
     Task<Result<std::vector<VolumeId>>> find_surviving() override { co_return surviving; }
@@ -48,6 +61,15 @@ class FakeHost final : public Attachments {
         if (!devices.contains(id)) return fail(Code::not_found, "not attached");
         return info_for(id);
     }
+    Task<std::vector<Leftover>> leftovers() override { co_return left; }
+    Task<Result<void>> mend_leftovers(VolumeId id) override {
+        std::erase_if(left, [id](const Leftover& one) { return one.id == id; });
+        co_return Result<void>();
+    }
+    Task<void> refresh() override {
+        ++refreshes;
+        co_return;
+    }
     std::vector<AttachInfo> list() const override { return {}; }
     Task<void> pause_all() override {
         devices.clear();
@@ -55,9 +77,14 @@ class FakeHost final : public Attachments {
     }
 
     std::map<VolumeId, std::shared_ptr<volume::BlockDevice>> devices;
-    std::set<VolumeId> unmounted;
     std::vector<VolumeId> surviving;
+    std::set<VolumeId> unmounted;  // attached, but without a mount of ours
+    std::vector<Leftover> left;
+    std::set<VolumeId> slow;  // attaching these waits for slow_done
+    runtime::WaitList slow_done;
     int formats = 0;
+    int refreshes = 0;
+    bool damaged = false;
     bool busy = false;
     bool refuse_attach = false;
 
@@ -303,6 +330,145 @@ TEST_F(LocalNodeTest, GrowReachesTheRecordAndNeverShrinks) {
     kill();
     boot();
     EXPECT_EQ(world.run(host->node.volume("data"))->spec.size_bytes, 128 * kMiB);
+}
+
+TEST_F(LocalNodeTest, ADamagedFileSystemKeepsItsDeviceForTheRepair) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    host->fake.damaged = true;
+    Result<std::string> refused = mount("data", "c1");
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code(), Code::corrupt);
+    world.run_for(std::chrono::minutes(1));
+    ASSERT_EQ(host->fake.devices.size(), 1u);
+    EXPECT_TRUE(world.run(device_of("data").write(0, Buffer::zeroed(kBlockBytes))));
+    EXPECT_TRUE(world.run(host->node.volume("data"))->attach.has_value());
+    EXPECT_EQ(world.run(host->node.volume("data"))->health.light, Light::red);
+    host->fake.damaged = false;
+    ASSERT_TRUE(mount("data", "c1"));
+    EXPECT_EQ(world.run(host->node.volume("data"))->health.light, Light::green);
+    ASSERT_TRUE(world.run(host->node.unmount("data", "c1")));
+    ASSERT_TRUE(world.run(host->node.remove_volume("data")));
+    EXPECT_TRUE(host->fake.devices.empty());
+}
+
+TEST_F(LocalNodeTest, ADamagedVolumeCanBeRemoved) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    host->fake.damaged = true;
+    ASSERT_FALSE(mount("data", "c1"));
+    ASSERT_TRUE(world.run(host->node.remove_volume("data")));
+    EXPECT_TRUE(host->fake.devices.empty()) << "the host must not keep a removed volume";
+}
+
+Task<void> forget(LocalNode* node, bool* done) {
+    Result<void> forgotten = co_await node->forget_holders();
+    *done = forgotten.has_value();
+}
+
+Task<void> mount_and_note(LocalNode* node, std::string name, std::string holder, bool* done) {
+    Result<std::string> path = co_await node->mount(std::move(name), std::move(holder));
+    *done = path.has_value();
+}
+
+TEST_F(LocalNodeTest, ForgettingTheOldDockerdSparesTheNewOnesMounts) {
+    boot_with_device();
+    ASSERT_TRUE(create("a"));
+    ASSERT_TRUE(create("b"));
+    ASSERT_TRUE(mount("a", "old"));
+    ASSERT_TRUE(mount("b", "old"));
+    // Two volumes, so that one of them comes after the one that makes forget_holders() wait.
+    VolumeId a = world.run(host->node.volume("a"))->id;
+    VolumeId b = world.run(host->node.volume("b"))->id;
+    std::string first = a < b ? "a" : "b";
+    std::string second = a < b ? "b" : "a";
+    host->fake.busy = true;
+    ASSERT_TRUE(world.run(host->node.forget_holders()));
+    world.run_for(std::chrono::minutes(1));
+    host->fake.busy = false;
+    host->fake.unmounted = {std::min(a, b)};
+    host->fake.slow = {std::min(a, b)};
+    ASSERT_TRUE(mount(second, "old"));
+    bool mounted = false;
+    bool forgotten = false;
+    runtime::spawn(world.env().executor, mount_and_note(&host->node, first, "slow", &mounted));
+    world.run_for(std::chrono::milliseconds(1));
+    runtime::spawn(world.env().executor, forget(&host->node, &forgotten));
+    world.run_for(std::chrono::milliseconds(1));
+    ASSERT_TRUE(mount(second, "new"));
+    host->fake.slow.clear();
+    host->fake.slow_done.wake_all();
+    world.run_for(std::chrono::milliseconds(1));
+    EXPECT_TRUE(mounted);
+    EXPECT_TRUE(forgotten);
+    std::vector<std::string> holders = world.run(host->node.volume(second))->holders;
+    EXPECT_EQ(std::ranges::count(holders, "new"), 1);
+}
+
+TEST_F(LocalNodeTest, AFailedDeviceGivesErrorsAndTheVolumesCanBeRemoved) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(create("other"));
+    ASSERT_TRUE(mount("data", "c1"));
+    ASSERT_TRUE(mount("other", "c2"));
+    world.disk("/disk0").add_fault({sim::DiskOperation::write, sim::DiskEffect::io_error});
+    Result<void> written = world.run(device_of("data").write(0, Buffer::zeroed(kBlockBytes)));
+    ASSERT_FALSE(written);
+    EXPECT_EQ(world.run(host->node.status())->health.light, Light::red);
+    volume::BlockDevice* dead = &device_of("data");
+    EXPECT_FALSE(world.run(host->node.grow_volume("data", 128 * kMiB)));
+    EXPECT_EQ(&device_of("data"), dead);
+    ASSERT_TRUE(world.run(host->node.unmount("data", "c1")));
+    ASSERT_TRUE(world.run(host->node.unmount("other", "c2")));
+    Result<void> removed = world.run(host->node.remove_volume("data"));
+    EXPECT_TRUE(removed) << removed.error().text();
+    EXPECT_TRUE(world.run(host->node.remove_volume("other")));
+    world.run_for(std::chrono::minutes(1));
+    EXPECT_TRUE(host->fake.devices.empty());
+    EXPECT_FALSE(create("data"));
+    shut_down();
+}
+
+// The kernel waits for a volume whose device did not come back: only a person may give it up.
+TEST_F(LocalNodeTest, LeftoversWithHoldersAreLeftToAPerson) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    VolumeId id = world.run(host->node.volume("data"))->id;
+    kill();
+    host = std::make_unique<Host>(world, store);
+    host->fake.surviving = {id, VolumeId(77)};
+    Leftover known;
+    known.id = id;
+    Leftover unknown;
+    unknown.id = VolumeId(77);
+    host->fake.left = {known, unknown};
+    world.disk("/disk0").add_fault({sim::DiskOperation::read, sim::DiskEffect::io_error});
+    ASSERT_TRUE(world.run(host->node.start()));
+    std::vector<Leftover> found = *world.run(host->node.leftovers());
+    ASSERT_EQ(found.size(), 2u);
+    EXPECT_EQ(found[0].volume, "data");
+    EXPECT_TRUE(found[0].has_holders);
+    EXPECT_EQ(world.run(host->node.volume("data"))->health.light, Light::red);
+    EXPECT_EQ(world.run(host->node.mend_leftovers())->size(), 1u);
+    ASSERT_EQ(host->fake.left.size(), 1u);
+    EXPECT_EQ(host->fake.left[0].id, id);
+    ASSERT_TRUE(world.run(host->node.detach_forced("data")));
+    EXPECT_TRUE(host->fake.left.empty());
+    EXPECT_TRUE(world.run(host->node.volume("data"))->holders.empty());
+}
+
+TEST_F(LocalNodeTest, SizesAreReadAnewWhenSomebodyLooks) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    world.run_for(std::chrono::minutes(1));
+    int before = host->fake.refreshes;
+    for (int i = 0; i < 10; ++i)
+        ASSERT_TRUE(world.run(host->node.volumes()));
+    world.run_for(std::chrono::minutes(1));
+    EXPECT_GT(host->fake.refreshes, before);
+    EXPECT_LE(host->fake.refreshes, before + 2);
 }
 
 }  // namespace

@@ -142,7 +142,13 @@ Task<Result<void>> LocalNode::remove_entry(EntryPtr entry) {
         co_return fail(Code::busy, "volume {:?} is in use on {} by {}; stop these containers first",
                        name, node_.name, holders);
     }
-    CO_TRY(co_await release(*entry));
+    CO_TRY(co_await take_down(*entry));
+    Result<void> closed = co_await close_volume(*entry);
+    if (!closed) {
+        // What could not be written is about to be deleted.
+        LOG_WARN("volume closed for its removal volume={} why=\"{}\"", entry->record().id,
+                 closed.error().text());
+    }
     CO_TRY_ASSIGN(control::Transaction deletion,
                   control::volume_deletion(entry->record(), entry->stored.revision));
     control::Store& store = store_;
@@ -159,8 +165,13 @@ Task<Result<void>> LocalNode::remove_entry(EntryPtr entry) {
     entries_.erase(id);
     LOG_INFO("volume removed volume={} name={}", id, name);
     // From here on the user's wish is on record. Freeing the space is our own business.
-    CO_TRY_ASSIGN(StoredVolume stored, co_await read_volume(store_, id));
-    gate_.spawn(env_.executor, finish_deletion_later(std::move(stored)));
+    Result<StoredVolume> stored = co_await read_volume(store_, id);
+    if (stored) {
+        gate_.spawn(env_.executor, finish_deletion_later(std::move(*stored)));
+    } else {
+        LOG_WARN("volume's space not freed yet volume={} why=\"{}\" next=\"at the next start\"", id,
+                 stored.error().text());
+    }
     co_return Result<void>();
 }
 
@@ -208,15 +219,15 @@ Task<Result<std::string>> LocalNode::grow_entry(EntryPtr entry, uint64_t size_by
                        "volume {:?} has {} and volumes never shrink; a smaller one is a new volume",
                        entry->record().name, print_size(old_bytes));
     }
-    bool was_open = entry->open != nullptr;
     CO_TRY(co_await open_volume(*entry));
+    // Whatever comes of it: a volume that nobody holds is closed again.
+    release_alarm_.ring();
     CO_TRY(co_await entry->open->grow(size_bytes));
     control::VolumeRecord record = entry->record();
     record.size_bytes = size_bytes;
     CO_TRY_ASSIGN(entry->stored,
                   co_await write_volume(store_, std::move(record), entry->stored.revision));
     if (entry->is_attached()) co_return co_await attachments_->grow(entry->record().id);
-    if (!was_open) CO_TRY(co_await close_volume(*entry));
     co_return fmt::format("the volume has {} now; its file system follows at the next mount",
                           print_size(size_bytes));
 }

@@ -139,6 +139,12 @@ class Node {
     // Force: containers that use the volume get I/O errors from then on. For `doctor --fix`.
     virtual runtime::Task<Result<void>> detach_forced(std::string name) = 0;
 
+    // What the kernel still has of volumes that nobody serves, after a crash or a lost device.
+    virtual runtime::Task<Result<std::vector<Leftover>>> leftovers() = 0;
+    // Takes those without holders away and returns what was mended. One that has holders is left:
+    // its containers would get I/O errors, which only detach_forced() may do.
+    virtual runtime::Task<Result<std::vector<Leftover>>> mend_leftovers() = 0;
+
     virtual runtime::Task<std::vector<Metric>> metrics() = 0;
 };
 

@@ -154,6 +154,15 @@ uint16_t port_of(const Fd& fd) {
     return address.sin_family == AF_INET ? ntohs(address.sin_port) : 0;
 }
 
+std::string path_of(const Fd& fd) {
+    sockaddr_un address{};
+    socklen_t size = sizeof(address);
+    if (::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0) return {};
+    if (address.sun_family != AF_UNIX || size <= offsetof(sockaddr_un, sun_path)) return {};
+    return std::string(address.sun_path,
+                       ::strnlen(address.sun_path, size - offsetof(sockaddr_un, sun_path)));
+}
+
 void remove_socket_file(const std::string& path) {
     auto address = address_of(path);
     if (!address) return;

@@ -41,6 +41,9 @@ Result<Fd> listen_on_loopback(uint16_t port);
 // The port of a TCP listener; 0 for other sockets.
 uint16_t port_of(const Fd& fd);
 
+// The path that a Unix listener is bound to; empty for other sockets.
+std::string path_of(const Fd& fd);
+
 // Removes the socket file `path` if this process is the one that listens on it: another may have
 // taken the name over. Call it before the listener is closed.
 void remove_socket_file(const std::string& path);

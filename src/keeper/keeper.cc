@@ -180,6 +180,7 @@ bool Keeper::is_short_of_space() const {
 
 void Keeper::note(const char* what, const Volume& volume, const Error& error) {
     ++stats_.failures;
+    stats_.last_failure_at = env_.clock.now();
     stats_.last_failure = fmt::format("{} of volume {}: {}", what, volume.id(), error.text());
     LOG_WARN("background work failed what={} volume={} why={}", what, volume.id(), error.text());
 }

@@ -47,6 +47,7 @@ struct KeeperStats {
     uint64_t cleanings = 0;
     uint64_t failures = 0;
     std::string last_failure;
+    Time last_failure_at{};
 };
 
 // Everything that works behind the volumes of one node: drains, checkpoints, removal, cleaning,
