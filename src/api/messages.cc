@@ -326,6 +326,19 @@ Json doctor_json(const fabric::NodeStatus& status, const std::vector<fabric::Vol
     };
 }
 
+Json leftovers_json(const std::vector<fabric::Leftover>& leftovers) {
+    Json list = Json::array();
+    for (const fabric::Leftover& one : leftovers) {
+        list.push_back({{"id", text_of(one.id)},
+                        {"volume", one.volume},
+                        {"mount", one.mount},
+                        {"device", one.device},
+                        {"what", one.what},
+                        {"has_holders", one.has_holders}});
+    }
+    return {{"leftovers", std::move(list)}};
+}
+
 Result<fabric::VolumeSpec> volume_spec_of(const Json& body) {
     TRY(check_members(body, {"name", "size", "fs", "mkfs_options", "uid", "gid", "mode", "labels",
                              "copies", "sector_size"}));

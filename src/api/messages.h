@@ -35,6 +35,8 @@ Json scrub_json(const fabric::Node::ScrubReport& report);
 Json doctor_json(const fabric::NodeStatus& status, const std::vector<fabric::VolumeInfo>& volumes,
                  const fabric::Node::ScrubReport& report);
 
+Json leftovers_json(const std::vector<fabric::Leftover>& leftovers);
+
 // Requests. Unknown members are refused by name, with the list of known ones.
 // Errors: invalid_argument.
 Result<fabric::VolumeSpec> volume_spec_of(const Json& body);

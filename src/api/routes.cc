@@ -41,7 +41,7 @@ bool path_matches(std::string_view pattern, std::string_view path, std::string& 
 
 std::span<const Routes::Route> Routes::table() {
     using enum Access;
-    static const std::array<Route, 16> kTable = {{
+    static const std::array<Route, 18> kTable = {{
         {"GET", "/healthz", open, 200, "", "Health", kQuick,
          "Whether the daemon answers, and the node's health", &Routes::healthz},
         {"GET", "/openapi.json", open, 200, "", "Document", kQuick, "This document",
@@ -52,6 +52,10 @@ std::span<const Routes::Route> Routes::table() {
          &Routes::status},
         {"GET", "/v1/doctor", token, 200, "", "Doctor", kQuick,
          "Everything that is not green, with the data behind it", &Routes::doctor},
+        {"GET", "/v1/leftovers", token, 200, "", "LeftoverList", kQuick,
+         "What the kernel still has of volumes that nobody serves", &Routes::leftovers},
+        {"POST", "/v1/leftovers/mend", token, 200, "", "LeftoverList", kSlow,
+         "Take away the leftovers that no container holds; returns them", &Routes::mend_leftovers},
         {"GET", "/v1/volumes", token, 200, "", "VolumeList", kQuick, "All volumes, sorted by name",
          &Routes::list_volumes},
         {"POST", "/v1/volumes", token, 201, "VolumeCreate", "Volume", kQuick,
@@ -141,6 +145,20 @@ Task<Result<Answer>> Routes::doctor(Call, Duration limit) {
     std::string what = "examining the node";
     CO_TRY_ASSIGN(auto found, co_await calls_.ask(what, Effect::reads, limit, make));
     co_return json_answer(doctor_json(found.status, found.volumes, found.scrub));
+}
+
+Task<Result<Answer>> Routes::leftovers(Call, Duration limit) {
+    auto make = [node = node_] { return node->leftovers(); };
+    std::string what = "looking for leftovers";
+    CO_TRY_ASSIGN(auto found, co_await calls_.ask(what, Effect::reads, limit, make));
+    co_return json_answer(leftovers_json(found));
+}
+
+Task<Result<Answer>> Routes::mend_leftovers(Call, Duration limit) {
+    auto make = [node = node_] { return node->mend_leftovers(); };
+    std::string what = "taking leftovers away";
+    CO_TRY_ASSIGN(auto mended, co_await calls_.ask(what, Effect::changes, limit, make));
+    co_return json_answer(leftovers_json(mended));
 }
 
 Task<Result<Answer>> Routes::list_volumes(Call, Duration limit) {

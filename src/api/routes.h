@@ -57,6 +57,8 @@ class Routes {
     runtime::Task<Result<Answer>> metrics(Call call, Duration limit);
     runtime::Task<Result<Answer>> status(Call call, Duration limit);
     runtime::Task<Result<Answer>> doctor(Call call, Duration limit);
+    runtime::Task<Result<Answer>> leftovers(Call call, Duration limit);
+    runtime::Task<Result<Answer>> mend_leftovers(Call call, Duration limit);
     runtime::Task<Result<Answer>> list_volumes(Call call, Duration limit);
     runtime::Task<Result<Answer>> create_volume(Call call, Duration limit);
     runtime::Task<Result<Answer>> get_volume(Call call, Duration limit);

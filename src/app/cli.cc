@@ -432,7 +432,6 @@ DoctorWorld Cli::doctor_world() const {
     if (auto read = config()) {
         world.plugin_name = read->plugin_name;
         world.plugin_socket = read->plugin_socket;
-        world.mount_dir = read->run_dir + "/mnt";
     }
     return world;
 }

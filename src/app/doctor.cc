@@ -124,7 +124,10 @@ void check_attachments(const DoctorWorld& world, const Json& volumes, std::vecto
             .check = "attachment",
             .reason = fmt::format("volume {} on {}: {}", name, text_in(attach, "device"), problem),
             .next = fmt::format("peplos volume detach {} --force", name)};
-        if (held) {
+        std::string told = text_in(child_in(volume, "health"), "next", "");
+        if (!told.empty() && told != "peplos doctor --fix") {
+            finding.next = told;
+        } else if (held) {
             finding.next += " (containers that use it get I/O errors from then on)";
         } else {
             finding.next = "peplos doctor --fix";
@@ -139,27 +142,41 @@ void check_attachments(const DoctorWorld& world, const Json& volumes, std::vecto
     if (healthy != 0) out.push_back(ok("attachment", fmt::format("{} attached, healthy", healthy)));
 }
 
-// Mounts below our directory that the daemon does not know: a crash or a second daemon.
-void check_stale_mounts(const DoctorWorld& world, const Json& volumes, std::vector<Finding>& out) {
-    if (world.mount_dir.empty()) return;
-    std::set<std::string> known;
-    for (const Json& volume : list_in(volumes, "volumes"))
-        known.insert(text_in(volume, "id"));
-    std::istringstream lines(world.read_file("/proc/self/mountinfo"));
-    std::string line;
-    while (std::getline(lines, line)) {
-        std::istringstream fields(line);
-        std::string word;
-        for (int i = 0; i < 5 && fields >> word; ++i) {
-        }
-        if (!word.starts_with(world.mount_dir + "/")) continue;
-        bool ours = std::ranges::any_of(
-            known, [&](const std::string& id) { return word.find(id) != std::string::npos; });
-        if (ours) continue;
+// What the kernel still has of volumes that the daemon does not serve, by the daemon's own word.
+void check_leftovers(const DoctorWorld& world, std::vector<Finding>& out) {
+    auto answer = world.peplos("GET", "/v1/leftovers", nullptr);
+    if (!answer) {
         out.push_back({.level = Level::warning,
-                       .check = "stale-mount",
-                       .reason = fmt::format("{} is mounted, but no volume owns it", word),
-                       .next = fmt::format("umount -l {}", word)});
+                       .check = "leftovers",
+                       .reason = answer.error().message(),
+                       .next = "peplos doctor, once more"});
+        return;
+    }
+    bool fix_is_given = false;
+    for (const Json& one : list_in(*answer, "leftovers")) {
+        std::string volume = text_in(one, "volume", "");
+        Finding finding{.level = Level::warning,
+                        .check = "leftovers",
+                        .reason = text_in(one, "what", "something is left of a lost volume"),
+                        .next = "peplos doctor --fix"};
+        if (flag_in(one, "has_holders")) {
+            finding.level = Level::error;
+            finding.reason =
+                fmt::format("containers wait for volume {}: {}", volume, finding.reason);
+            finding.next = fmt::format(
+                "bring its device back and restart peplosd; or give up: peplos volume detach {} "
+                "--force (its containers get I/O errors)",
+                volume);
+        } else if (!fix_is_given) {
+            // One call mends all.
+            fix_is_given = true;
+            finding.fix = [peplos = world.peplos]() -> Result<std::string> {
+                TRY_ASSIGN(Json mended, peplos("POST", "/v1/leftovers/mend", nullptr));
+                return fmt::format("took {} leftovers of lost volumes away",
+                                   list_in(mended, "leftovers").size());
+            };
+        }
+        out.push_back(std::move(finding));
     }
 }
 
@@ -248,8 +265,7 @@ std::vector<Finding> examine(const DoctorWorld& world) {
         }
     }
     check_attachments(world, volumes, out);
-    // Without the daemon's list every mount would look stale.
-    if (volumes_known) check_stale_mounts(world, volumes, out);
+    if (status) check_leftovers(world, out);
     auto info = world.docker("GET", "/version");
     check_plugin(world, info, out);
     if (info && volumes_known) {

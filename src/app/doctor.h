@@ -33,7 +33,6 @@ struct DoctorWorld {
     std::string kernel_release;  // uname -r
     std::string plugin_name = "peplos";
     std::string plugin_socket;
-    std::string mount_dir;  // below it Peplos mounts volumes
 };
 
 std::vector<Finding> examine(const DoctorWorld& world);

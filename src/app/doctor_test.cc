@@ -18,7 +18,7 @@ struct Host {
     Json docker_volumes = {{"Volumes", {{{"Name", "data"}, {"Driver", "peplos"}}}}};
     Json plugins = Json::array();
     std::set<std::string> files = {"/dev/fuse", "/dev/loop-control", "/run/docker/plugins/p.sock"};
-    std::string mounts;
+    Json leftovers = {{"leftovers", Json::array()}};
     std::vector<std::string> posted;
     bool daemon = true;
     bool dockerd = true;
@@ -32,6 +32,7 @@ struct Host {
                 posted.push_back(target);
                 return Json::object();
             }
+            if (target == "/v1/leftovers") return leftovers;
             return target == "/v1/status" ? status : volumes;
         };
         w.docker = [this](const std::string&, const std::string& target) -> Result<Json> {
@@ -40,13 +41,12 @@ struct Host {
             if (target == "/plugins") return plugins;
             return Json::object();
         };
-        w.read_file = [this](const std::string& path) -> std::string {
-            return path == "/proc/filesystems" ? "\text4\n\txfs\n" : mounts;
+        w.read_file = [](const std::string& path) -> std::string {
+            return path == "/proc/filesystems" ? "\text4\n\txfs\n" : "";
         };
         w.exists = [this](const std::string& path) { return files.contains(path); };
         w.kernel_release = "6.18.1-x";
         w.plugin_socket = "/run/docker/plugins/p.sock";
-        w.mount_dir = "/run/peplos/mnt";
         return w;
     }
 
@@ -119,13 +119,24 @@ TEST(Doctor, FindsWhatIsWrongWithThePlugin) {
     EXPECT_EQ(host.troubles(), (Troubles{"warning docker"}));
 }
 
-TEST(Doctor, FindsStaleMountsAndLeavesOursAlone) {
+TEST(Doctor, MendsLeftoversThatNobodyHoldsWithOneCall) {
     Host host;
-    host.mounts =
-        "1 2 7:1 / /run/peplos/mnt/00000000000000aa/fs rw - ext4 /dev/loop1 rw\n"
-        "1 2 7:2 / /run/peplos/mnt/00000000000000bb/fs rw - ext4 /dev/loop2 rw\n"
-        "1 2 7:3 / /srv rw - ext4 /dev/loop3 rw\n";
-    EXPECT_EQ(host.troubles(), (Troubles{"warning stale-mount"}));
+    Json one = {{"id", "00000000000000bb"}, {"what", "a mount"}, {"has_holders", false}};
+    host.leftovers["leftovers"] = {one, one};
+    EXPECT_EQ(host.troubles(), (Troubles{"warning leftovers", "warning leftovers"}));
+    for (const Finding& finding : examine(host.world())) {
+        if (finding.fix != nullptr) EXPECT_TRUE(finding.fix().has_value());
+    }
+    EXPECT_EQ(host.posted, (Troubles{"/v1/leftovers/mend"}));
+}
+
+TEST(Doctor, LeavesLeftoversThatContainersWaitForToAPerson) {
+    Host host;
+    host.leftovers["leftovers"] = {
+        {{"id", "aa"}, {"volume", "data"}, {"what", "a mount"}, {"has_holders", true}}};
+    EXPECT_EQ(host.troubles(), (Troubles{"error leftovers"}));
+    for (const Finding& finding : examine(host.world()))
+        EXPECT_EQ(finding.fix, nullptr);
 }
 
 TEST(Doctor, FixesADeadAttachmentThatNobodyHolds) {
