@@ -143,6 +143,7 @@ class LocalNode final : public Node {
     Task<void> refresh_loop();
     void want_fresh_sizes();
     Task<void> mend_one(VolumeId id, std::vector<Leftover>* all, std::vector<Leftover>* mended);
+    Task<Result<uint64_t>> trim_entry(Entry& entry);
     AttachSpec attach_spec(const Entry& entry) const;
 
     // local_node_status.cc

@@ -229,7 +229,7 @@ Task<void> LocalNode::trim_loop() {
             if (stopping_.is_set()) co_return;
             // Without the lock: a trim may take long, and Docker's calls must not wait for it.
             if (entry->gone || !entry->is_attached()) continue;
-            Result<uint64_t> trimmed = co_await attachments_->trim(entry->record().id);
+            Result<uint64_t> trimmed = co_await trim_entry(*entry);
             if (!trimmed) {
                 LOG_DEBUG("volume not trimmed volume={} why=\"{}\"", entry->record().id,
                           trimmed.error().text());
@@ -246,7 +246,21 @@ Task<Result<uint64_t>> LocalNode::trim_volume(std::string name) {
                        "volume {:?} is not mounted; only a mounted file system knows what is free",
                        name);
     }
-    co_return co_await attachments_->trim(entry->record().id);
+    co_return co_await trim_entry(*entry);
+}
+
+// What the file system gave back is space again only once it is drained: an idle volume would keep
+// it for as long as it stays idle.
+Task<Result<uint64_t>> LocalNode::trim_entry(Entry& entry) {
+    CO_TRY_ASSIGN(uint64_t bytes, co_await attachments_->trim(entry.record().id));
+    std::shared_ptr<volume::Volume> open = entry.open;
+    if (open == nullptr || bytes == 0) co_return bytes;
+    Result<void> drained = co_await open->drain();
+    if (!drained) {
+        LOG_DEBUG("trimmed space not drained volume={} why=\"{}\"", entry.record().id,
+                  drained.error().text());
+    }
+    co_return bytes;
 }
 
 Task<Result<void>> LocalNode::detach_forced(std::string name) {

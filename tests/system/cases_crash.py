@@ -4,7 +4,7 @@ import re
 import signal
 
 from case import case
-from world import IMAGE, expect, wait_for
+from world import IMAGE, Failed, expect, wait_for
 
 # Numbered records, each synced before the next. `read` is builtin: the uptime costs no process.
 WRITER = """
@@ -206,7 +206,11 @@ def freed_space_returns(w):
     w.docker("run", "-d", "--name", "hold", "--network", "none", "-v", "vol:/data", IMAGE, "sleep",
              "600")
     w.docker("exec", "hold", "sh", "-c", "rm /data/f; sync")
-    w.peplos("volume", "trim", "vol")
-    wait_for("used space to fall", 30,
-             lambda: w.volume("vol")["used_bytes"] < before - (150 << 20), 0.5)
+    said = w.peplos("volume", "trim", "vol").stdout.strip()
+    try:
+        wait_for("used space to fall", 30,
+                 lambda: w.volume("vol")["used_bytes"] < before - (150 << 20), 0.5)
+    except Failed as error:
+        raise Failed(f"{error}; used {before}, now {w.volume('vol')['used_bytes']}; "
+                     f"trim said: {said}") from None
     w.docker("rm", "-f", "hold")

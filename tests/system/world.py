@@ -70,7 +70,8 @@ class World:
     def __init__(self, name, log_dir, device="3GiB"):
         self.name = name
         self.root = Path("/var/tmp/peplos-test") / f"{os.getpid()}-{name}"
-        self.run_dir = Path("/run/peplos-test") / f"{os.getpid()}-{name}"
+        # Short: containerd puts sockets below it, and a socket's path has 104 bytes.
+        self.run_dir = Path("/run/peplos-test") / f"{os.getpid()}-{name[:12]}"
         self.log_dir = Path(log_dir)
         self.plugin = f"peplostest{os.getpid()}"
         self.device = device
