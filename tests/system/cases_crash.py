@@ -16,7 +16,7 @@ while [ ! -e /data/stop ]; do
     i=$((i + 1))
 done
 echo $i >/data/count
-sync
+sync -f /data
 """
 READER = """
 awk -v want="$(cat /data/count)" '
@@ -93,7 +93,8 @@ def kill_dockerd(w):
     w.start()
     w.create("vol", size="1GiB")
     w.docker("run", "-d", "--name", "keeper", "--restart", "always", "--network", "none", "-v",
-             "vol:/data", IMAGE, "sh", "-c", "echo started >>/data/log; sync; exec sleep 600")
+             "vol:/data", IMAGE, "sh", "-c",
+             "echo started >>/data/log; sync -f /data; exec sleep 600")
     wait_for("the container", 20, lambda: w.docker("exec", "keeper", "cat", "/data/log",
                                                    check=False).stdout == "started\n", 0.2)
     for count in (2, 3):
@@ -111,19 +112,20 @@ def kill_holder(w):
     """The holder dies and the daemon after it: an honest error, and the next mount is clean."""
     w.start()
     w.create("vol", size="1GiB")
-    w.shell("vol", "echo kept >/data/file; sync")
+    w.shell("vol", "echo kept >/data/file; sync -f /data")
     w.docker("run", "-d", "--name", "user", "--network", "none", "-v", "vol:/data", IMAGE, "sleep",
              "600")
     w.kill("holder")
     w.kill("peplosd")
     w.start_holder()
     w.start_daemon()
-    done = w.docker("exec", "user", "sh", "-c", "echo x >/data/x && sync", check=False, seconds=30)
+    done = w.docker("exec", "user", "sh", "-c", "echo x >/data/x && sync -f /data", check=False,
+                    seconds=30)
     del done  # an error or success is fine; a hang is not
     w.docker("rm", "-f", "user", seconds=60)
     w.peplos("doctor", "--fix", check=False)
     out = wait_for("a clean mount", 40, lambda: w.shell(
-        "vol", "cat /data/file && echo y >/data/y && sync", check=False).stdout, 1)
+        "vol", "cat /data/file && echo y >/data/y && sync -f /data", check=False).stdout, 1)
     expect(out == "kept\n", f"read {out!r}")
 
 
@@ -138,7 +140,7 @@ def device_full(w):
     w.create("big", size="8GiB", fs="xfs")
     w.create("small", size="512MiB")
     w.docker("run", "-d", "--name", "reader", "--network", "none", "-v", "small:/data", IMAGE,
-             "sh", "-c", "echo kept >/data/file; sync; exec sleep 900")
+             "sh", "-c", "echo kept >/data/file; sync -f /data; exec sleep 900")
     wait_for("the file", 20, lambda: read_small().stdout == "kept\n", 0.2)
     filled = w.shell("big", "dd if=/dev/urandom of=/data/f bs=1M count=4000 conv=fsync 2>&1; "
                             "ls -l /data/f", check=False, seconds=150)
@@ -190,7 +192,7 @@ def grow_online(w):
     expect(int(out[1]) > 1800, f"not grown: {out}")
     end_writer(w, "grows-x")
     w.create("grows-e", size="512MiB", fs="ext4")
-    w.shell("grows-e", "echo kept >/data/f; sync")
+    w.shell("grows-e", "echo kept >/data/f; sync -f /data")
     w.peplos("volume", "grow", "grows-e", "1GiB")
     out = w.shell("grows-e", "df -m /data; cat /data/f").stdout
     expect(int(out.split("\n")[1].split()[1]) > 900 and "kept" in out, out)
@@ -205,7 +207,7 @@ def freed_space_returns(w):
     before = w.volume("vol")["used_bytes"]
     w.docker("run", "-d", "--name", "hold", "--network", "none", "-v", "vol:/data", IMAGE, "sleep",
              "600")
-    w.docker("exec", "hold", "sh", "-c", "rm /data/f; sync")
+    w.docker("exec", "hold", "sh", "-c", "rm /data/f; sync -f /data")
     said = w.peplos("volume", "trim", "vol").stdout.strip()
     try:
         wait_for("used space to fall", 30,

@@ -14,7 +14,7 @@ def round_trip(w):
     for fs in ("ext4", "xfs"):
         w.create(f"v-{fs}", size="1GiB", fs=fs)
         w.shell(f"v-{fs}", "dd if=/dev/urandom of=/data/f bs=1M count=32 conv=fsync 2>/dev/null; "
-                           "sha256sum /data/f >/data/sum; sync")
+                           "sha256sum /data/f >/data/sum; sync -f /data")
         out = w.shell(f"v-{fs}", "cat /data/sum; sha256sum -c /data/sum; grep /data /proc/mounts")
         expect("/data/f: OK" in out.stdout, f"the bytes differ: {out.stdout}")
         expect(f" {fs} " in out.stdout, f"not {fs}: {out.stdout}")
@@ -131,7 +131,8 @@ def docker_cp_keeps_the_mount(w):
         expect((w.root / "back").read_text() == "from outside\n", "the copy differs")
     expect(len(w.volume_mounts()) >= 1, "the host's mount vanished under a running container")
     expect(len({place for place in w.volume_mounts()}) == len(w.volume_mounts()), "mounted twice")
-    w.docker("exec", "busy-one", "sh", "-c", "[ ! -e /failed ] && echo more >/data/x && sync")
+    w.docker("exec", "busy-one", "sh", "-c",
+             "[ ! -e /failed ] && echo more >/data/x && sync -f /data")
     loops = [d for d in w.loop_devices()]
     expect(len(loops) == 1, f"loop devices: {loops}")
     w.docker("rm", "-f", "busy-one")
@@ -148,7 +149,7 @@ services:
   app:
     image: {IMAGE}
     network_mode: none
-    command: ["sh", "-c", "echo started >>/data/log; sync; sleep 600"]
+    command: ["sh", "-c", "echo started >>/data/log; sync -f /data; sleep 600"]
     volumes: ["data:/data"]
 volumes:
   data:
@@ -181,7 +182,7 @@ def thousand_volumes(w):
     w.start_docker()
     w.make_image()
     for index in range(0, 1000, 200):
-        w.shell(f"v{index}", f"echo {index} >/data/me; sync")
+        w.shell(f"v{index}", f"echo {index} >/data/me; sync -f /data")
     w.restart_daemon()
     expect(w.shell("v400", "cat /data/me").stdout == "400\n", "v400 lost its data")
     wait_for("detach", 30, lambda: not w.volume_mounts())
