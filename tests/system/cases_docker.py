@@ -4,7 +4,7 @@ import json
 import threading
 
 from case import case
-from world import IMAGE, expect, run, wait_for
+from world import IMAGE, REPOSITORY, expect, run, wait_for
 
 
 @case(120)
@@ -231,3 +231,31 @@ def shadowed_volume_is_found(w):
     shadows = [f for f in findings if f["check"] == "shadowed-volume"]
     expect(len(shadows) == 1 and "shadow" in shadows[0]["reason"], f"{findings}")
     expect(shadows[0]["next"] and done.returncode == 1, f"{done}")
+
+
+@case(150)
+def managed_plugin(w):
+    """The same through `docker plugin create`: write, docker cp, restart of the daemon, release."""
+    w.start()
+    run(REPOSITORY / "deploy/plugin/make.sh", w.root / "plugin", seconds=120)
+    name = "peplosmanaged"
+    w.docker("plugin", "create", name, w.root / "plugin")
+    w.docker("plugin", "set", name, f"peplos.source={w.run_dir}", f"PEPLOS_RUN_DIR={w.run_dir}")
+    w.docker("plugin", "enable", name)
+    w.undo.append(lambda: w.docker("plugin", "disable", "-f", name, check=False))
+    w.docker("volume", "create", "-d", name, "-o", "size=512MiB", "managed")
+    w.shell("managed", "echo one >/data/file; sync -f /data")
+    w.docker("run", "-d", "--name", "user", "--network", "none", "-v", "managed:/data", IMAGE,
+             "sh", "-c", "while :; do date >>/data/log || touch /failed; sleep 0.05; done")
+    (w.root / "in").write_text("two\n")
+    w.docker("cp", w.root / "in", "user:/data/in")
+    w.restart_daemon()
+    out = w.docker("exec", "user", "sh", "-c", "cat /data/file /data/in; ls /failed 2>/dev/null; "
+                   "echo three >/data/more && sync -f /data; mount | grep ' /data '",
+                   check=False).stdout
+    expect(out.startswith("one\ntwo\n/dev/loop"), f"in the container: {out}")
+    w.docker("rm", "-f", "user")
+    wait_for("the volume to be released", 30, lambda: not w.volume_mounts(), 0.2)
+    expect(w.shell("managed", "cat /data/more").stdout == "three\n", "a write was lost")
+    wait_for("the volume to be removable", 30,
+             lambda: w.docker("volume", "rm", "managed", check=False).returncode == 0, 0.5)
