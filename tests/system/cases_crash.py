@@ -194,6 +194,7 @@ def grow_online(w):
     w.create("grows-e", size="512MiB", fs="ext4")
     w.shell("grows-e", "echo kept >/data/f; sync -f /data")
     w.peplos("volume", "grow", "grows-e", "1GiB")
+    wait_for("detach, so that the next use is a mount", 20, lambda: not w.volume_mounts(), 0.2)
     out = w.shell("grows-e", "df -m /data; cat /data/f").stdout
     expect(int(out.split("\n")[1].split()[1]) > 900 and "kept" in out, out)
 

@@ -81,6 +81,8 @@ class World:
         self.undo = []  # called in reverse by stop()
         for folder in (self.root, self.run_dir, self.log_dir, Path("/run/docker/plugins")):
             folder.mkdir(parents=True, exist_ok=True)
+        for old in self.log_dir.glob("*.log"):  # of an earlier run: a case may read its logs
+            old.unlink()
         self.docker_socket = self.run_dir / "docker.sock"
         self.docker_arguments = []
         self.write_config()
