@@ -49,6 +49,7 @@ Result<CommandResult> run_command(const std::vector<std::string>& words, int sec
         return fail(Code::io_error, "cannot make a pipe: {}", std::strerror(errno));
     }
     std::vector<char*> argv;
+    argv.reserve(words.size() + 1);
     for (const std::string& word : words)
         argv.push_back(const_cast<char*>(word.c_str()));
     argv.push_back(nullptr);

@@ -416,6 +416,7 @@ Task<void> FuseAttachments::pause_all() {
 Task<Result<void>> FuseAttachments::restore_holder() {
     CO_TRY(co_await host_.ensure_holder());
     std::vector<AttachmentPtr> all;
+    all.reserve(attachments_.size());
     for (auto& [id, a] : attachments_)
         all.push_back(a);
     for (const AttachmentPtr& a : all) {
@@ -511,6 +512,7 @@ Task<void> FuseAttachments::refresh() {
     auto pass = gate_.enter();
     if (!pass) co_return;
     std::vector<AttachmentPtr> all;
+    all.reserve(attachments_.size());
     for (auto& [id, a] : attachments_)
         all.push_back(a);
     for (const AttachmentPtr& a : all) {

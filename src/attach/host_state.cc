@@ -73,8 +73,9 @@ bool is_below(std::string_view path, std::string_view directory) {
 
 bool has_files_below(const std::string& process, const std::string& directory) {
     if (is_below(link_of(process + "/cwd"), directory)) return true;
-    for (const std::string& name : names_in(process + "/fd")) {
-        if (is_below(link_of(process + "/fd/" + name), directory)) return true;
+    std::string descriptors = process + "/fd";
+    for (const std::string& name : names_in(descriptors)) {
+        if (is_below(link_of(fmt::format("{}/{}", descriptors, name)), directory)) return true;
     }
     return false;
 }

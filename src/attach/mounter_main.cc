@@ -6,6 +6,7 @@
 // Prints its result on stdout (exit 0), or "ERRNO sentence" on stderr (exit 1).
 
 #include <cerrno>
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -131,8 +132,9 @@ int do_prepare(const Arguments& a) {
 int do_statfs(const Arguments& a) {
     struct statvfs info{};
     if (::statvfs(a[0].c_str(), &info) != 0) return failed(errno, "asking " + a[0]);
-    std::printf("%llu %llu\n", static_cast<unsigned long long>(info.f_blocks * info.f_frsize),
-                static_cast<unsigned long long>((info.f_blocks - info.f_bfree) * info.f_frsize));
+    uint64_t total = info.f_blocks * info.f_frsize;
+    uint64_t used = (info.f_blocks - info.f_bfree) * info.f_frsize;
+    std::printf("%" PRIu64 " %" PRIu64 "\n", total, used);
     return 0;
 }
 

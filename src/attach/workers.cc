@@ -53,6 +53,7 @@ int spawn_child(const std::vector<std::string>& argv, int out, int err, pid_t& p
     posix_spawnattr_setsigdefault(&attributes, &all);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
     std::vector<char*> arguments;
+    arguments.reserve(argv.size() + 1);
     for (const std::string& a : argv)
         arguments.push_back(const_cast<char*>(a.c_str()));
     arguments.push_back(nullptr);

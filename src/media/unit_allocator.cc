@@ -46,7 +46,8 @@ bool UnitAllocator::take(uint32_t first_unit, uint32_t units) {
     CHECK(is_run(first_unit, units) && first_unit < unit_count_);
     auto run = run_of(first_unit);
     if (!run || (1u << run->second) < units) return false;
-    auto [start, order] = *run;
+    uint32_t start = run->first;
+    uint32_t order = run->second;
     free_[order].erase(start);
     // Halve until the wanted run stands alone; the other halves stay free.
     while ((1u << order) > units) {

@@ -364,6 +364,7 @@ void DiskMedia::lose_power(Random& random, CrashOptions options) {
     uint64_t cutoff = random.pick(sequence_ + 1);
     // In the order of pages, so that the result does not hang on a hash table's order.
     std::vector<uint64_t> pages;
+    pages.reserve(history_.size());
     for (const auto& [page, versions] : history_)
         pages.push_back(page);
     std::ranges::sort(pages);

@@ -94,6 +94,7 @@ Task<Result<void>> BlockMap::load(RootRef ref) {
     // Bit 63 of the key tells the two kinds of pages apart.
     constexpr uint64_t kSegmentsBit = uint64_t{1} << 63;
     std::vector<PageRead> pages;
+    pages.reserve(root.interiors.size() + root.segment_pages.size());
     for (const format::RootChild& child : root.interiors)
         pages.push_back({child.slot, child.key});
     for (const format::RootChild& child : root.segment_pages) {

@@ -197,6 +197,7 @@ Task<Result<void>> VolumeCore::replay_seal(Lsn lsn, const format::SealBody& body
     }
     std::ranges::sort(updates, {}, &MapUpdate::lba);
     std::vector<ZeroExtent> zeros;
+    zeros.reserve(body.zeros.size());
     for (const format::ZeroExtent& zero : body.zeros) {
         zeros.push_back({zero.lba, zero.block_count});
     }
