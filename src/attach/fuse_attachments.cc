@@ -176,18 +176,7 @@ Task<Result<void>> FuseAttachments::format_if_blank(Attachment& a, Formatted for
 
 Task<Result<void>> FuseAttachments::mount(Attachment& a) {
     a.info.problem.clear();
-    if (a.spec.fs == fabric::FsType::ext4) {
-        CO_TRY_ASSIGN(Buffer start, co_await read_start(a));
-        uint64_t claimed = fs_bytes_of(start.bytes());
-        // Held by another mount namespace, it cannot be checked: it is mounted as it is.
-        if (claimed != 0 && claimed + kGrowBytesMin <= a.device->size_bytes()) {
-            CO_TRY_ASSIGN(Release use, co_await host_.exclusive(a.info.device));
-            if (use == Release::free) {
-                auto grown = co_await host_.grow_unmounted_ext4(a.info.device);
-                if (!grown) a.info.problem = grown.error().message();
-            }
-        }
-    }
+    CO_TRY(co_await grow_before_mount(a));
     CO_TRY(co_await host_.mount_fs(a.spec.fs, a.info.device, a.paths.fs));
     a.mounted = true;
     CO_TRY(co_await finish_mount(a));
@@ -198,7 +187,40 @@ Task<Result<void>> FuseAttachments::finish_mount(Attachment& a) {
     CO_TRY(co_await host_.prepare_data(a.paths.data, a.spec.uid, a.spec.gid, a.spec.mode));
     a.info.mount_root = a.paths.fs;
     a.info.path = a.paths.data;
+    CO_TRY(co_await grow_after_mount(a));
     co_await refresh_one(a);
+    co_return Result<void>();
+}
+
+// Whether the file system on the device is smaller than the device, as its superblock has it.
+Task<Result<bool>> FuseAttachments::is_outgrown(Attachment& a) {
+    CO_TRY_ASSIGN(Buffer start, co_await read_start(a));
+    uint64_t claimed = fs_bytes_of(start.bytes());
+    co_return claimed != 0 && claimed + kGrowBytesMin <= a.device->size_bytes();
+}
+
+// Mounted, ext4 grows with CAP_SYS_RESOURCE only, so it grows before.
+Task<Result<void>> FuseAttachments::grow_before_mount(Attachment& a) {
+    if (a.spec.fs != fabric::FsType::ext4) co_return Result<void>();
+    CO_TRY_ASSIGN(bool outgrown, co_await is_outgrown(a));
+    if (!outgrown) co_return Result<void>();
+    CO_TRY(co_await host_.set_capacity(a.info.device, a.paths.file));
+    // Held by another mount namespace, it cannot be checked: it is mounted as it is.
+    CO_TRY_ASSIGN(Release use, co_await host_.exclusive(a.info.device));
+    if (use == Release::held) co_return Result<void>();
+    auto grown = co_await host_.grow_unmounted_ext4(a.info.device);
+    if (!grown) a.info.problem = grown.error().message();
+    co_return Result<void>();
+}
+
+// xfs grows only while it is mounted. What still lags behind its device waits for a mount.
+Task<Result<void>> FuseAttachments::grow_after_mount(Attachment& a) {
+    CO_TRY_ASSIGN(a.info.grows_at_mount, co_await is_outgrown(a));
+    if (!a.info.grows_at_mount || a.spec.fs != fabric::FsType::xfs) co_return Result<void>();
+    CO_TRY(co_await host_.set_capacity(a.info.device, a.paths.file));
+    auto grown = co_await host_.grow_mounted(a.spec.fs, a.info.device, a.paths.fs);
+    a.info.grows_at_mount = false;
+    if (!grown) a.info.problem = grown.error().message();
     co_return Result<void>();
 }
 
@@ -478,8 +500,9 @@ Task<Result<std::string>> FuseAttachments::grow(VolumeId id) {
     CO_TRY(co_await host_.set_capacity(a->info.device, a->paths.file));
     auto grown = co_await host_.grow_mounted(a->spec.fs, a->info.device, a->paths.fs);
     co_await refresh_one(*a);
+    a->info.grows_at_mount = !grown && a->spec.fs == fabric::FsType::ext4;
     if (grown) co_return std::string("grown online");
-    if (a->spec.fs == fabric::FsType::ext4 && grown.error().code() == Code::permission_denied) {
+    if (a->info.grows_at_mount && grown.error().code() == Code::permission_denied) {
         co_return fmt::format("the device has grown; ext4 follows at the next mount, because {}",
                               grown.error().message());
     }

@@ -100,6 +100,9 @@ class FuseAttachments : public fabric::Attachments {
     runtime::Task<Result<void>> format_if_blank(Attachment& a, Formatted formatted);
     runtime::Task<Result<void>> mount(Attachment& a);
     runtime::Task<Result<void>> finish_mount(Attachment& a);
+    runtime::Task<Result<bool>> is_outgrown(Attachment& a);
+    runtime::Task<Result<void>> grow_before_mount(Attachment& a);
+    runtime::Task<Result<void>> grow_after_mount(Attachment& a);
     runtime::Task<Result<void>> pick_up(Attachment& a);
     runtime::Task<Result<void>> resume_session(Attachment& a);
     runtime::Task<Result<bool>> adopt_kernel_state(Attachment& a);

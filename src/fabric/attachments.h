@@ -40,6 +40,8 @@ struct AttachInfo {
     std::string path;        // what containers get: a subdirectory of the file system
     uint64_t fs_bytes = 0;   // size of the file system
     uint64_t fs_used_bytes = 0;
+    // The device has grown and the file system can follow only when it is mounted anew.
+    bool grows_at_mount = false;
     std::string problem;  // empty when healthy; else what and what to do next
 };
 
@@ -64,6 +66,7 @@ class Attachments {
 
     // Serves `device` to the host and mounts it (mkfs first when spec.blank). Idempotent: an
     // attachment that is alive is returned as it is. `device` outlives the attachment.
+    // A file system that is smaller than its device is made as large when it is mounted.
     // Errors: unsupported (kernel: says what is missing), io_error, no_space, busy, corrupt
     // (the file system needs repair: says the command), unavailable.
     virtual runtime::Task<Result<AttachInfo>> attach(AttachSpec spec,

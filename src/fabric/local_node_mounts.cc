@@ -71,7 +71,12 @@ Task<Result<void>> LocalNode::attach_entry(Entry& entry) {
     if (entry.is_attached() && is_served) {
         // Not so when a detach that was refused half-way has taken the mount away.
         Result<AttachInfo> info = attachments_->info(id);
-        if (info && info->problem.empty() && info->path == entry.path) co_return Result<void>();
+        bool is_alive = info && info->problem.empty() && info->path == entry.path;
+        bool grows = is_alive && info->grows_at_mount && entry.mounts.holders.empty();
+        if (is_alive && !grows) co_return Result<void>();
+        // Nobody holds it: taken down and mounted anew, its file system follows the device. One
+        // that the kernel still finds in use stays as it is.
+        if (grows) (void)co_await take_down(entry);
     }
     // What the kernel has of a volume that lives is taken up again; a dead volume's goes first.
     if (!is_served) CO_TRY(co_await take_down(entry));

@@ -42,6 +42,7 @@ class FakeHost final : public Attachments {
             co_return fail(Code::busy, "the kernel says that pid 7 uses it");
         }
         devices.erase(id);
+        outgrown.erase(id);
         co_return Result<void>();
     }
     Task<Result<void>> detach_forced(VolumeId id) override {
@@ -55,7 +56,10 @@ class FakeHost final : public Attachments {
         devices[spec.id] = std::move(device);
         co_return info_for(spec.id);
     }
-    Task<Result<std::string>> grow(VolumeId) override { co_return std::string("grown online"); }
+    Task<Result<std::string>> grow(VolumeId id) override {
+        if (!grows_online) outgrown.insert(id);
+        co_return std::string(grows_online ? "grown online" : "at the next mount");
+    }
     Task<Result<uint64_t>> trim(VolumeId) override { co_return uint64_t{0}; }
     Result<AttachInfo> info(VolumeId id) const override {
         if (!devices.contains(id)) return fail(Code::not_found, "not attached");
@@ -79,6 +83,7 @@ class FakeHost final : public Attachments {
     std::map<VolumeId, std::shared_ptr<volume::BlockDevice>> devices;
     std::vector<VolumeId> surviving;
     std::set<VolumeId> unmounted;  // attached, but without a mount of ours
+    std::set<VolumeId> outgrown;   // their file systems are smaller than their devices
     std::vector<Leftover> left;
     std::set<VolumeId> slow;  // attaching these waits for slow_done
     runtime::WaitList slow_done;
@@ -86,6 +91,7 @@ class FakeHost final : public Attachments {
     int refreshes = 0;
     bool damaged = false;
     bool busy = false;
+    bool grows_online = true;
     bool refuse_attach = false;
 
   private:
@@ -93,6 +99,7 @@ class FakeHost final : public Attachments {
         AttachInfo info;
         info.id = id;
         info.way = "fake";
+        info.grows_at_mount = outgrown.contains(id);
         if (!unmounted.contains(id)) info.path = fmt::format("/mnt/{}/data", id);
         return info;
     }
@@ -330,6 +337,41 @@ TEST_F(LocalNodeTest, GrowReachesTheRecordAndNeverShrinks) {
     kill();
     boot();
     EXPECT_EQ(world.run(host->node.volume("data"))->spec.size_bytes, 128 * kMiB);
+}
+
+// ext4 grows at a mount, and a mount that finds the volume still attached has to be one.
+TEST_F(LocalNodeTest, GrowingWhatNobodyHoldsTakesItDownFirst) {
+    boot_with_device();
+    host->fake.grows_online = false;
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    ASSERT_TRUE(world.run(host->node.unmount("data", "c1")));
+    ASSERT_EQ(host->fake.devices.size(), 1u) << "the detach comes a moment later";
+    ASSERT_TRUE(world.run(host->node.grow_volume("data", 128 * kMiB)));
+    EXPECT_TRUE(host->fake.devices.empty());
+    ASSERT_TRUE(mount("data", "c2"));
+    EXPECT_TRUE(host->fake.outgrown.empty());
+    EXPECT_EQ(device_of("data").size_bytes(), 128 * kMiB);
+}
+
+TEST_F(LocalNodeTest, AMountWithoutOtherHoldersIsOneThatTheFileSystemGrowsAt) {
+    boot_with_device();
+    host->fake.grows_online = false;
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    ASSERT_TRUE(world.run(host->node.grow_volume("data", 128 * kMiB)));
+    ASSERT_TRUE(mount("data", "c2"));
+    EXPECT_EQ(host->fake.outgrown.size(), 1u) << "c1 uses it: nothing may be taken away";
+    ASSERT_TRUE(world.run(host->node.unmount("data", "c1")));
+    ASSERT_TRUE(world.run(host->node.unmount("data", "c2")));
+    host->fake.busy = true;
+    Result<std::string> path = mount("data", "c3");
+    ASSERT_TRUE(path) << path.error().text();
+    EXPECT_NE(*path, "") << "whoever else uses it, the mount must work";
+    ASSERT_TRUE(world.run(host->node.unmount("data", "c3")));
+    host->fake.busy = false;
+    ASSERT_TRUE(mount("data", "c4"));
+    EXPECT_TRUE(host->fake.outgrown.empty());
 }
 
 TEST_F(LocalNodeTest, ADamagedFileSystemKeepsItsDeviceForTheRepair) {

@@ -222,6 +222,11 @@ Task<Result<std::string>> LocalNode::grow_entry(EntryPtr entry, uint64_t size_by
     CO_TRY(co_await open_volume(*entry));
     // Whatever comes of it: a volume that nobody holds is closed again.
     release_alarm_.ring();
+    if (entry->is_attached() && entry->mounts.holders.empty()) {
+        // It only waits for its detach. Gone now, the next mount is one that the file system grows
+        // at; somebody whom the kernel knows and Docker does not keeps it attached.
+        (void)co_await take_down(*entry);
+    }
     CO_TRY(co_await entry->open->grow(size_bytes));
     control::VolumeRecord record = entry->record();
     record.size_bytes = size_bytes;
