@@ -125,6 +125,7 @@ void Keeper::queue_journal_holders(uint64_t bytes) {
     std::vector<std::pair<uint64_t, EntryPtr>> holders;
     for (const auto& [volume, entry] : entries_) {
         Pressure pressure = volume->pressure();
+        if (pressure.is_meta_heavy()) queue_upkeep(entry);
         if (pressure.undrained_bytes == 0 && pressure.undrained_extents == 0) continue;
         holders.emplace_back(pressure.retained_bytes, entry);
     }
@@ -165,7 +166,7 @@ bool Keeper::checkpoint_due(const Entry& entry, const Pressure& pressure) {
     if (pressure.replay_records == 0) return false;
     return pressure.replay_bytes >= options_.replay_bytes_max ||
            pressure.replay_records >= options_.replay_records_max ||
-           leaf_cache_->needs_checkpoint() ||
+           leaf_cache_->needs_checkpoint() || pressure.is_meta_heavy() ||
            (entry.touched && env_.clock.now() - entry.touched_at >= options_.checkpoint_interval);
 }
 
@@ -211,7 +212,12 @@ Task<void> Keeper::tend(EntryPtr entry) {
         queue_journal_holders(2 * pressure.retained_bytes_max);
     }
     bool holds_some = pressure.undrained_bytes != 0 || pressure.undrained_extents != 0;
-    if (drain_due(pressure) || (for_journal && holds_some)) co_await drain_one(entry);
+    if (drain_due(pressure) || (for_journal && holds_some)) {
+        co_await drain_one(entry);
+    } else if (checkpoint_due(*entry, pressure)) {
+        // Nothing to drain, and what is drained already fills the journal.
+        queue_upkeep(entry);
+    }
     // A failed drain must not keep those asleep who wait for its end.
     overlay_->wake();
 }

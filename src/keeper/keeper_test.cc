@@ -139,6 +139,48 @@ TEST_F(KeeperTest, ScrubVisitsEverySegmentAndReportsProblems) {
     EXPECT_TRUE(keeper->scrub_report().problems.empty());
 }
 
+TEST_F(KeeperTest, SealsThatFillTheShareOfTheJournalAreCheckpointed) {
+    make({});
+    // Each seal carries thousands of extents; no data is there that a drain could free.
+    for (uint64_t round = 0; round < 24; ++round) {
+        for (uint64_t i = 0; i < 4000; ++i) {
+            uint64_t at = (i * 2 + round % 2) * kBlockBytes;
+            ASSERT_TRUE(rig->world.run(rig->zero(at, kBlockBytes)));
+        }
+        ASSERT_TRUE(rig->world.run(rig->volume->drain()));
+    }
+    for (uint64_t i = 0; i < 256; ++i) {
+        auto written = rig->world.run(rig->write(i * 64 * kKiB, 64 * kKiB));
+        ASSERT_TRUE(written) << i << ": " << written.error().text();
+    }
+    EXPECT_LT(rig->volume->pressure().retained_meta_bytes,
+              rig->volume->pressure().retained_bytes_max / 2);
+    rig->expect_all();
+}
+
+TEST_F(KeeperTest, AWriterHearsOfDrainsThatFailAndGoesOnLater) {
+    for (uint64_t overlay_bytes : {2 * kMiB, 64 * kMiB}) {
+        RigOptions options;
+        options.overlay_bytes = overlay_bytes;
+        make(options);
+        rig->world.faults().arm("volume.drain.no_space", UINT64_MAX);
+        Result<void> written;
+        uint64_t at = 0;
+        for (; written && at < 24 * kMiB; at += 64 * kKiB)
+            written = rig->world.run(rig->write(at, 64 * kKiB));
+        ASSERT_FALSE(written);
+        EXPECT_EQ(written.error().code(), Code::no_space) << written.error().text();
+        rig->world.faults().disarm("volume.drain.no_space");
+        for (uint64_t i = 0; i < 128; ++i) {
+            written = rig->world.run(rig->write(i * 64 * kKiB, 64 * kKiB));
+            ASSERT_TRUE(written) << i << ": " << written.error().text();
+        }
+        rig->expect_all();
+        TearDown();
+        rig.reset();
+    }
+}
+
 TEST_F(KeeperTest, IdleVolumesCostNothing) {
     make({}, KeeperOptions{.prezero_bytes = 0});
     rig->world.run_for(std::chrono::seconds(5));

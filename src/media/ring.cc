@@ -89,7 +89,7 @@ Admission Ring::try_admit(uint64_t cost_bytes, Urgency urgency) {
     return grant(cost_bytes);
 }
 
-Task<Result<Admission>> Ring::admit(uint64_t cost_bytes, Urgency urgency) {
+Task<Result<Admission>> Ring::admit(uint64_t cost_bytes, Urgency urgency, const void* owner) {
     if (Admission now = try_admit(cost_bytes, urgency)) co_return now;
     if (device_.is_failed()) co_return fail(device_.failure());
     if (closing_) co_return fail(Code::stopping, "{} is being closed", device_.disk->name());
@@ -108,13 +108,26 @@ Task<Result<Admission>> Ring::admit(uint64_t cost_bytes, Urgency urgency) {
     }
     AdmitWaiter waiter;
     waiter.cost = cost_bytes;
+    waiter.owner = owner;
     waiters_.push_back(&waiter);
     ++counters_.user_waits;
     short_.wake_all();
     co_await waiter.decided.wait();
     if (waiter.admission) co_return std::move(waiter.admission);
     if (device_.is_failed()) co_return fail(device_.failure());
+    if (waiter.refusal) co_return fail(std::move(*waiter.refusal));
     co_return fail(Code::stopping, "{} is being closed", device_.disk->name());
+}
+
+void Ring::refuse_waiting(const Error& why, const void* owner) {
+    std::erase_if(waiters_, [&](AdmitWaiter* waiter) {
+        if (owner != nullptr && waiter->owner != owner) return false;
+        waiter->refusal = why;
+        waiter->decided.set();
+        return true;
+    });
+    // Who came first may have been the one that asked for most.
+    serve_waiters();
 }
 
 void Ring::give_back(uint64_t bytes) {

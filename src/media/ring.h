@@ -3,6 +3,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "format/frame.h"
@@ -133,8 +134,12 @@ class Ring {
     // Sets room aside at once, or gives an empty Admission (short of space, or others wait).
     Admission try_admit(uint64_t cost_bytes, Urgency urgency);
     // The same, waiting in line for `user`. Errors: busy (kRingQueueCountMax wait already; or
-    // other urgencies find no room), io_error, stopping, invalid_argument (can never fit).
-    Task<Result<Admission>> admit(uint64_t cost_bytes, Urgency urgency);
+    // other urgencies find no room), io_error, stopping, invalid_argument (can never fit), and
+    // what refuse_waiting() says. `owner` is whatever the caller is known by there.
+    Task<Result<Admission>> admit(uint64_t cost_bytes, Urgency urgency,
+                                  const void* owner = nullptr);
+    // Those of `owner` (null: all) that wait in line get `why` instead of room.
+    void refuse_waiting(const Error& why, const void* owner);
 
     // Queues the record at once, in call order; never suspends. The frame goes out at once when
     // nothing is in flight, otherwise with what gathers until then.
@@ -205,7 +210,9 @@ class Ring {
     // Someone who waits in line for room; on the stack of admit().
     struct AdmitWaiter {
         uint64_t cost = 0;
+        const void* owner = nullptr;
         Admission admission;
+        std::optional<Error> refusal;
         runtime::Event decided;
     };
 

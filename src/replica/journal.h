@@ -132,7 +132,8 @@ class VolumeLog {
     // share (a quarter) of the journal wait until trim(), as do all when the ring is full.
     // `zero` draws on a reserve and waits when that is used up; meta records have one of their
     // own and never wait.
-    // Errors: busy (too many wait; or even the reserve is used up), invalid_argument.
+    // Errors: busy (too many wait; or even the reserve is used up), invalid_argument, and what
+    // refuse_waiting() says.
     virtual Admission try_admit(const format::Record& record) = 0;
     virtual Task<Result<Admission>> admit(const format::Record& record) = 0;
 
@@ -152,9 +153,18 @@ class VolumeLog {
 
     // Bytes of the journal that this volume pins, and the most it may.
     virtual uint64_t retained_bytes() const = 0;
+    // Of these, what only a checkpoint frees.
+    virtual uint64_t retained_meta_bytes() const = 0;
     virtual uint64_t retained_bytes_max() const = 0;
     // The journal as a whole runs short: drain, even below one's own share.
     virtual bool is_short() const = 0;
+
+    enum class Waiting : uint8_t {
+        own,   // in this log's admit()
+        node,  // and in those of others that wait for the same ring
+    };
+    // Who waits in admit() now gets `why` instead: nothing is coming that would free room.
+    virtual void refuse_waiting(const Error& why, Waiting who) = 0;
 };
 
 struct RetainedVolume {

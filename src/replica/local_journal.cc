@@ -39,6 +39,22 @@ Record state_record(const VolumeState& state, RecordType type, format::RecordBod
 
 }  // namespace
 
+class LocalJournal::Use {
+  public:
+    Use(LocalJournal* journal, VolumeState& state) : journal_(journal), state_(state) {
+        ++state_.uses;
+    }
+    Use(const Use&) = delete;
+    ~Use() {
+        CHECK(state_.uses > 0);
+        if (--state_.uses == 0 && state_.is_dropped) journal_->forget_dropped();
+    }
+
+  private:
+    LocalJournal* journal_;
+    VolumeState& state_;
+};
+
 LocalJournal::LocalJournal(runtime::Env env, media::Device& device)
     : env_(env), device_(device), ring_(device.ring()), latency_us_(kLatencyBuckets, 0) {}
 
@@ -86,6 +102,8 @@ Task<Result<void>> LocalJournal::adopt(media::RingRecovery recovery) {
         state.damage_record = found.damage_record;
         for (const Retained* entry : state.in_order())
             state.share.retain(entry->bytes);
+        for (const Retained& entry : state.meta)
+            state.meta_bytes += entry.bytes;
         if (state.fence_record) state.share.retain(state.fence_record->bytes);
         if (state.damage_record) state.share.retain(state.damage_record->bytes);
     }
@@ -118,7 +136,11 @@ Task<Result<void>> LocalJournal::write_damage(VolumeState& state, Lsn last_lsn,
         state_record(state, RecordType::damage, format::DamageBody{last_lsn, device_offset});
     Retained entry = make_retained(record, {});
     CO_TRY_ASSIGN(entry.position, co_await append_state(state, std::move(record)));
-    hold(state, entry);
+    if (state.is_dropped) {
+        ring_.release(entry.position);
+    } else {
+        hold(state, entry);
+    }
     co_return Result<void>{};
 }
 
@@ -131,6 +153,7 @@ void LocalJournal::hold(VolumeState& state, Retained entry) {
         state.data.push_back(entry);
     } else if (format::is_meta(entry.type)) {
         state.meta.push_back(entry);
+        state.meta_bytes += entry.bytes;
     } else {
         std::optional<Retained>& single = entry.type == RecordType::root    ? state.root
                                           : entry.type == RecordType::fence ? state.fence_record
@@ -142,6 +165,7 @@ void LocalJournal::hold(VolumeState& state, Retained entry) {
 
 void LocalJournal::let_go(VolumeState& state, const Retained& entry) {
     ring_.release(entry.position);
+    if (format::is_meta(entry.type)) state.meta_bytes -= entry.bytes;
     state.share.release(entry.bytes);
 }
 
@@ -197,6 +221,24 @@ void LocalJournal::end_flight(VolumeState& state) {
     if (--state.in_flight == 0) state.idle.wake_all();
 }
 
+Task<void> LocalJournal::quiesce(VolumeState& state) {
+    while (state.in_flight != 0 || state.replays != 0)
+        co_await state.idle.wait();
+}
+
+// Admissions refer to a share until their owners, who know that they are fenced, let go of them:
+// what is still referred to is looked at again when the next volume comes or goes.
+void LocalJournal::forget_dropped() {
+    std::erase_if(dropped_, [this](VolumeId id) {
+        auto found = volumes_.find(id);
+        if (found == volumes_.end()) return true;
+        const VolumeState& state = *found->second;
+        bool is_unused = state.uses == 0 && state.in_flight == 0 && state.share.is_idle();
+        if (is_unused) volumes_.erase(found);
+        return is_unused;
+    });
+}
+
 // ---- opening ----
 
 Membership LocalJournal::membership_for(OpenToken token) const {
@@ -237,7 +279,9 @@ Task<Result<std::unique_ptr<VolumeLog>>> LocalJournal::open(OpenRequest request)
     CO_TRY_ASSIGN(runtime::Gate::Pass pass, gate_.enter());
     if (!request.volume || !request.token || request.epoch == kDroppedEpoch || !request.epoch)
         co_return fail(Code::invalid_argument, "a volume is opened with its id, epoch and token");
+    forget_dropped();
     VolumeState& state = state_for(request.volume);
+    Use use(this, state);
     runtime::Mutex::Guard guard = co_await state.opening.lock();
     if (state.is_dropped)
         co_return fail(Code::fenced, "volume {} is being deleted", request.volume);
@@ -261,8 +305,8 @@ Task<Result<std::unique_ptr<VolumeLog>>> LocalJournal::open(OpenRequest request)
         state.share.refuse_all();
     }
     CO_TRY(co_await write_fence(state, request, tail.outcome));
-    while (state.in_flight != 0)
-        co_await state.idle.wait();
+    // An old owner's replay ends at its next record: the new one may trim what it still reads.
+    co_await quiesce(state);
     LogTail found = tail_of(state);
     found.outcome = tail.outcome;
     found.reason = std::move(tail.reason);
@@ -304,22 +348,26 @@ LogTail LocalJournal::tail_of(const VolumeState& state) const {
 
 Task<Result<void>> LocalJournal::drop(VolumeId volume) {
     CO_TRY_ASSIGN(runtime::Gate::Pass pass, gate_.enter());
+    forget_dropped();
     auto found = volumes_.find(volume);
     if (found == volumes_.end()) co_return Result<void>{};
     VolumeState& state = *found->second;
+    Use use(this, state);
     runtime::Mutex::Guard guard = co_await state.opening.lock();
     if (state.is_dropped) co_return Result<void>{};
     state.is_dropped = true;
     if (state.log != nullptr) state.log->state_ = nullptr;
     state.log = nullptr;
     state.share.refuse_all();
-    while (state.in_flight != 0)
-        co_await state.idle.wait();
+    co_await quiesce(state);
     // The mark outlives every record of the volume: the tail passes them first.
     state.fence = kDroppedEpoch;
     Record record = state_record(state, RecordType::fence, format::FenceBody{});
-    auto position = co_await append_state(state, std::move(record));
+    auto position = co_await append_state(state, record);
     let_go_all(state);
+    // What the volume held may be the room that the mark did not find.
+    if (!position && position.error().code() == Code::busy)
+        position = co_await append_state(state, std::move(record));
     if (ring_.is_short()) ring_.nudge();
     if (!position) {
         // Space must come free even where the mark found none; a restart would list it again.
@@ -328,6 +376,7 @@ Task<Result<void>> LocalJournal::drop(VolumeId volume) {
     } else {
         ring_.release(*position);
     }
+    dropped_.push_back(volume);
     co_return Result<void>{};
 }
 
@@ -509,8 +558,11 @@ Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameReco
 // A frame went bad while it lay there: whoever needs it is damaged, and says so durably, before
 // the frame is let go.
 Task<Result<void>> LocalJournal::give_up_frame(uint64_t sequence) {
+    const uint64_t device_offset = ring_.device_offset_of({sequence, 0, 0});
     std::vector<VolumeState*> hurt;
+    std::deque<Use> uses;
     for (const auto& [id, state] : volumes_) {
+        if (state->is_dropped) continue;
         auto is_there = [sequence](const Retained& entry) {
             return entry.position.frame_sequence == sequence;
         };
@@ -519,17 +571,22 @@ Task<Result<void>> LocalJournal::give_up_frame(uint64_t sequence) {
                        (state->root && is_there(*state->root)) ||
                        (state->fence_record && is_there(*state->fence_record)) ||
                        (state->damage_record && is_there(*state->damage_record));
-        if (is_hurt) hurt.push_back(state.get());
+        if (!is_hurt) continue;
+        hurt.push_back(state.get());
+        uses.emplace_back(this, *state);
     }
     for (VolumeState* state : hurt) {
+        if (state->is_dropped) continue;
         PROBE("replica.log.damaged_late");
         if (state->damage.empty()) {
             state->damage = fmt::format(
-                "{}: volume {}: journal frame {} with records up to LSN {} became unreadable",
-                device_.name(), state->id, sequence, state->last_lsn);
+                "{} at offset {}: volume {}: journal frame {} with records up to LSN {} became "
+                "unreadable",
+                device_.name(), device_offset, state->id, sequence, state->last_lsn);
             LOG_ERROR("journal damaged volume={} reason=\"{}\"", state->id, state->damage);
         }
-        CO_TRY(co_await write_damage(*state, state->last_lsn, 0));
+        CO_TRY(co_await write_damage(*state, state->last_lsn, device_offset));
+        if (state->is_dropped) continue;
         auto release_there = [this, state, sequence](std::deque<Retained>& entries) {
             std::erase_if(entries, [&](const Retained& entry) {
                 if (entry.position.frame_sequence != sequence) return false;

@@ -44,6 +44,8 @@ class LocalJournal final : public Journal {
     friend struct AppendTicket::State;
     friend struct AppendTicket::Drop;
     class MoveSink;
+    // Keeps a volume's state in memory over a suspension, also when it is dropped meanwhile.
+    class Use;
 
     LocalJournal(runtime::Env env, media::Device& device);
     Task<Result<void>> adopt(media::RingRecovery recovery);
@@ -61,6 +63,9 @@ class LocalJournal final : public Journal {
     void let_go_all(VolumeState& state);
     void trim(VolumeState& state);
     void end_flight(VolumeState& state);
+    // Nothing of the volume moves or reads any more.
+    Task<void> quiesce(VolumeState& state);
+    void forget_dropped();
     AppendTicket::State* take_ticket();
     void recycle(AppendTicket::State* ticket);
     void note_latency(Time submitted);
@@ -81,7 +86,8 @@ class LocalJournal final : public Journal {
     std::vector<uint64_t> latency_us_;
     uint64_t reappended_records_ = 0;
     uint64_t reappended_bytes_ = 0;
-    uint32_t replays_ = 0;  // while one runs, nothing moves
+    uint32_t replays_ = 0;           // while one runs, nothing moves
+    std::vector<VolumeId> dropped_;  // whose state somebody may still refer to
     bool stopping_ = false;
     runtime::Gate gate_;
 };
@@ -104,8 +110,10 @@ class LocalVolumeLog final : public VolumeLog {
     Task<Result<Lsn>> append(format::Record record) override;
     void trim(Lsn drained_lsn, Lsn meta_lsn) override;
     uint64_t retained_bytes() const override;
+    uint64_t retained_meta_bytes() const override;
     uint64_t retained_bytes_max() const override;
     bool is_short() const override;
+    void refuse_waiting(const Error& why, Waiting who) override;
 
   private:
     friend class LocalJournal;

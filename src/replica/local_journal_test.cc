@@ -425,6 +425,77 @@ TEST_F(JournalTest, DropForgetsForGood) {
     EXPECT_EQ(volumes[0].last_lsn, Lsn(1));
 }
 
+Task<void> replay_into(VolumeLog& log, Collector& collector, std::optional<Error>* error) {
+    auto outcome = co_await log.replay(collector);
+    if (!outcome) *error = std::move(outcome).error();
+}
+
+Task<void> drop_volume(LocalJournal& journal, VolumeId volume, bool* done) {
+    auto dropped = co_await journal.drop(volume);
+    CHECK(dropped.has_value());
+    *done = true;
+}
+
+TEST_F(JournalTest, ADropDuringAReplayWaitsForIt) {
+    auto log = open(VolumeId(1), 1);
+    for (int i = 0; i < 40; ++i)
+        put(*log, write_of(i, i, 16));
+    log.reset();
+    log = open(VolumeId(1), 2);
+    Collector collector;
+    std::optional<Error> error;
+    bool is_dropped = false;
+    runtime::spawn(world.env().executor, replay_into(*log, collector, &error));
+    while (world.disk(kPath).in_flight_count() == 0)
+        ASSERT_TRUE(world.step());
+    runtime::spawn(world.env().executor, drop_volume(*node.journal, VolumeId(1), &is_dropped));
+    world.run_until_idle();
+    EXPECT_TRUE(is_dropped);
+    ASSERT_TRUE(error.has_value()) << "the owner is told";
+    EXPECT_EQ(error->code(), Code::fenced);
+    log.reset();
+}
+
+TEST_F(JournalTest, AnOpenDuringAReplayWaitsForIt) {
+    auto first = open(VolumeId(1), 1);
+    for (int i = 0; i < 40; ++i)
+        put(*first, write_of(i, i, 16));
+    first.reset();
+    first = open(VolumeId(1), 2);
+    Collector collector;
+    std::optional<Error> error;
+    runtime::spawn(world.env().executor, replay_into(*first, collector, &error));
+    while (world.disk(kPath).in_flight_count() == 0)
+        ASSERT_TRUE(world.step());
+    auto second = open(VolumeId(1), 3);
+    put(*second, seal_of(Lsn(40)));
+    second->trim(Lsn(40), Lsn(0));
+    world.run_until_idle();
+    ASSERT_TRUE(error.has_value());
+    EXPECT_EQ(error->code(), Code::fenced);
+    first.reset();
+}
+
+TEST_F(JournalTest, DroppedVolumesLeaveNothingInMemory) {
+    for (uint64_t volume = 1; volume <= 50; ++volume) {
+        auto log = open(VolumeId(volume), 1);
+        put(*log, write_of(1, 1));
+        ok(world.run(node.journal->drop(VolumeId(volume))));
+        log.reset();
+    }
+    EXPECT_EQ(node.journal->stats().volumes, 0u);
+    // Whoever waits for room keeps it alive until it has heard of it.
+    auto greedy = open(VolumeId(60), 1);
+    int done = 0;
+    runtime::spawn(world.env().executor, fill(*greedy, 100, &done));
+    world.run_until_idle();
+    ok(world.run(node.journal->drop(VolumeId(60))));
+    world.run_until_idle();
+    greedy.reset();
+    auto other = open(VolumeId(61), 1);
+    EXPECT_EQ(node.journal->stats().volumes, 1u);
+}
+
 // Frames after a boot: [boot 4096] and then 8192 bytes for each append of one block.
 TEST_F(JournalTest, DamageIsNamedLastsAndSparesOthers) {
     uint64_t ring =

@@ -119,6 +119,7 @@ Task<Result<Admission>> LocalVolumeLog::admit(const Record& record) {
             out.bytes_ = cost;
         }
         CO_TRY(check());
+        if (waiter.refusal) co_return fail(std::move(*waiter.refusal));
         if (!waiter.is_granted) co_return fail(Code::stopping, "the log is being closed");
     } else {
         if (urgency != Urgency::user) share.take(cost);
@@ -127,7 +128,7 @@ Task<Result<Admission>> LocalVolumeLog::admit(const Record& record) {
     }
     // A trim that finds its reserve used up waits in line like a write.
     Urgency in_line = urgency == Urgency::zero ? Urgency::user : urgency;
-    CO_TRY_ASSIGN(out.ring_, co_await journal_->ring_.admit(cost, in_line));
+    CO_TRY_ASSIGN(out.ring_, co_await journal_->ring_.admit(cost, in_line, this));
     CO_TRY(check());
     co_return out;
 }
@@ -211,6 +212,13 @@ void LocalVolumeLog::trim(Lsn drained_lsn, Lsn meta_lsn) {
 uint64_t LocalVolumeLog::retained_bytes() const {
     return state_ == nullptr ? 0 : state_->share.retained_bytes();
 }
+uint64_t LocalVolumeLog::retained_meta_bytes() const {
+    return state_ == nullptr ? 0 : state_->meta_bytes;
+}
+void LocalVolumeLog::refuse_waiting(const Error& why, Waiting who) {
+    if (state_ != nullptr) state_->share.refuse_all(why);
+    journal_->ring_.refuse_waiting(why, who == Waiting::own ? this : nullptr);
+}
 uint64_t LocalVolumeLog::retained_bytes_max() const {
     return journal_->ring_.ring_bytes() / 4;
 }
@@ -223,14 +231,20 @@ bool LocalVolumeLog::is_short() const {
 Task<Result<void>> LocalVolumeLog::replay(RecordVisitor& visitor) {
     CO_TRY(check());
     CO_TRY_ASSIGN(runtime::Gate::Pass pass, journal_->gate_.enter());
-    // Nothing moves while this runs. A move that is under way ends first.
+    // Nothing moves while this runs, and nothing of the volume is released. A move that is under
+    // way ends first.
     struct Replaying {
-        explicit Replaying(LocalJournal* j) : journal(j) { ++journal->replays_; }
+        Replaying(LocalJournal* j, VolumeState* s) : journal(j), state(s) {
+            ++journal->replays_;
+            ++state->replays;
+        }
         ~Replaying() {
+            if (--state->replays == 0) state->idle.wake_all();
             if (--journal->replays_ == 0 && journal->ring_.is_short()) journal->ring_.nudge();
         }
         LocalJournal* journal;
-    } replaying(journal_);
+        VolumeState* state;
+    } replaying(journal_, state_);
     while (state_ != nullptr && state_->in_flight != 0)
         co_await state_->idle.wait();
     CO_TRY(check());

@@ -24,6 +24,7 @@ class Share {
     struct Waiter {
         uint64_t cost = 0;
         bool is_granted = false;
+        std::optional<Error> refusal;  // why there will be no room; none: the log ends
         runtime::Event decided;
     };
 
@@ -59,6 +60,13 @@ class Share {
         for (; !waiters_.empty(); waiters_.pop_front())
             waiters_.front()->decided.set();
     }
+    void refuse_all(const Error& why) {
+        for (Waiter* waiter : waiters_)
+            waiter->refusal = why;
+        refuse_all();
+    }
+    // Nobody refers to it: neither an admission nor a waiter.
+    bool is_idle() const { return admitted_bytes_ == 0 && waiters_.empty(); }
 
   private:
     void serve() {
@@ -111,6 +119,7 @@ struct VolumeState {
 
     std::deque<Retained> data;
     std::deque<Retained> meta;
+    uint64_t meta_bytes = 0;  // of `meta`
     std::optional<Retained> root;
     std::optional<Retained> fence_record;
     std::optional<Retained> damage_record;
@@ -119,9 +128,11 @@ struct VolumeState {
     Share share;
     LocalVolumeLog* log = nullptr;  // the one that is not fenced
     uint32_t in_flight = 0;
+    uint32_t replays = 0;  // that know the records by their places
+    uint32_t uses = 0;     // calls that hold on to this object over a suspension
     bool is_dropped = false;
     runtime::Mutex opening;
-    runtime::WaitList idle;  // in_flight became 0
+    runtime::WaitList idle;  // in_flight or replays became 0
 
     // The entry of a durable record: by type and LSN. Null when it is needed no more.
     Retained* find(format::RecordType type, Lsn lsn);

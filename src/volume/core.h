@@ -129,6 +129,8 @@ struct VolumeCore {
     Task<Result<void>> start(bool is_new);
     Task<void> stop(bool is_closing, Result<void>* outcome);
     void fail_for_good(const Error& error);
+    // What would have made room failed: who waits for room hears of it, and tries what else helps.
+    void note_failure(const Error& why);
     // An error once the volume has failed; alive(): also once it stops.
     Result<void> healthy() const;
     Result<void> alive() const;
@@ -171,6 +173,12 @@ struct VolumeCore {
     Task<Result<void>> create_open_segment(uint32_t block_count);
     bool try_take_room(uint64_t blocks);
     Task<Result<void>> take_room(uint64_t blocks);
+    // What a writer remembers of its attempts to get room.
+    struct Patience {
+        Time end{};
+        uint32_t fruitless = 0;
+    };
+    Task<Result<void>> regain(Error why, Patience& patience);
     Task<bool> make_room_alone();
     Task<Result<replica::Admission>> admit(const format::Record& record);
     Task<Result<void>> commit(format::Record record, replica::Admission admission,
@@ -197,6 +205,7 @@ struct VolumeCore {
 
     // ---- upkeep.cc ----
     Task<Result<void>> checkpoint();
+    Task<Result<void>> checkpoint_locked();
     // Free units that only a checkpoint may take: without it nothing that died is ever removed.
     uint64_t checkpoint_units() const { return 3 + 2 * div_up(map->dirty_bytes(), kMiB); }
     Task<Result<void>> remove_dead();

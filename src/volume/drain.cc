@@ -69,6 +69,9 @@ void Drain::collect() {
     const OverlayGeneration& frozen = core_.overlay.frozen();
     items_.reserve(frozen.blocks.size());
     for (const auto& [lba, entry] : frozen.blocks) {
+        // After a drain that failed: what was overwritten or freed since needs no space, so that
+        // deleting helps a full device. The newer record is durable and stays in the journal.
+        if (core_.overlay.is_superseded(lba)) continue;
         items_.push_back({lba, &entry, entry.place});
     }
     std::ranges::sort(items_, {}, &Item::lba);
@@ -111,6 +114,10 @@ Task<Result<Drain::Output>> Drain::write_some(size_t first, size_t& taken) {
         run = choose_run(
             std::min<uint64_t>(run.blocks, format::segment_block_count_max(run.bytes / 2)),
             run.bytes / 2);
+    }
+    if (FAULT("volume.drain.no_space")) {
+        co_return fail(Code::no_space, "volume {} cannot be drained: as a test wishes",
+                       core_.params.id);
     }
     if (!core_.segments.has_room(run.bytes, media::Purpose::user) &&
         core_.resources.space.free_units() < run.bytes / kMiB + core_.checkpoint_units()) {
@@ -321,6 +328,7 @@ Task<Result<void>> VolumeCore::drain() {
         overlay.clear();
         settle();
     }
+    if (!outcome) note_failure(outcome.error());
     drained.wake_all();
     co_return outcome;
 }

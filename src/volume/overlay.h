@@ -86,6 +86,12 @@ class Overlay {
     uint64_t put(uint64_t lba, OverlayEntry entry);
     uint64_t put_zero(uint64_t first, uint64_t block_count);
 
+    // Something newer than the frozen generation hides what that says of the block.
+    bool is_superseded(uint64_t lba) const {
+        return active_.blocks.contains(lba) ||
+               (!active_.zeros.empty() && active_.zeros.end_of_range_with(lba) != 0);
+    }
+
     // Makes the active generation the frozen one. Requires: none is frozen.
     void freeze(Lsn last_lsn);
     bool has_frozen() const { return has_frozen_; }

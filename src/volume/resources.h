@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "base/limits.h"
@@ -35,6 +36,15 @@ class OverlayBudget {
     runtime::Task<void> wait() { return room_.wait(); }
     // For a waiter whose reason to wait may be gone (its volume stops or failed).
     void wake() { room_.wake_all(); }
+    // A drain or a checkpoint, which would have made room, failed: waiters hear why.
+    void note_failure(Error why) {
+        ++failures_;
+        failure_ = std::move(why);
+        wake();
+    }
+    uint64_t failures() const { return failures_; }
+    // Requires: failures() != 0. The newest.
+    const Error& failure() const { return *failure_; }
     uint64_t total_bytes() const { return total_; }
     uint64_t used_bytes() const { return used_; }
     size_t waiting() const { return room_.count(); }
@@ -42,6 +52,8 @@ class OverlayBudget {
   private:
     uint64_t total_;
     uint64_t used_ = 0;
+    uint64_t failures_ = 0;
+    std::optional<Error> failure_;
     runtime::WaitList room_;
 };
 

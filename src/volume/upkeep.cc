@@ -37,6 +37,12 @@ format::RootBody root_body_of(const RootRef& ref, Lsn drained_lsn, Lsn meta_lsn,
 Task<Result<void>> VolumeCore::checkpoint() {
     auto guard = co_await upkeep.lock();
     CO_TRY(healthy());
+    auto outcome = co_await checkpoint_locked();
+    if (!outcome) note_failure(outcome.error());
+    co_return outcome;
+}
+
+Task<Result<void>> VolumeCore::checkpoint_locked() {
     if (meta_lsn == map->durable_meta_lsn() && map->durable_root().has_value()) {
         co_return co_await remove_dead_locked();
     }

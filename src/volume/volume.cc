@@ -90,6 +90,13 @@ void VolumeCore::fail_for_good(const Error& error) {
     applied.wake_all();
     drained.wake_all();
     writers_left.wake_all();
+    if (log) log->refuse_waiting(*fault, replica::VolumeLog::Waiting::own);
+}
+
+void VolumeCore::note_failure(const Error& why) {
+    if (fault.has_value()) return;
+    resources.overlay.note_failure(why);
+    log->refuse_waiting(why, replica::VolumeLog::Waiting::node);
 }
 
 Task<Result<void>> VolumeCore::start(bool is_new) {
@@ -126,6 +133,10 @@ Task<void> VolumeCore::stop(bool is_closing, Result<void>* outcome) {
     resources.overlay.wake();
     drained.wake_all();
     locks.wake();
+    if (log) {
+        Error why(Code::stopping, fmt::format("volume {} is stopping", params.id));
+        log->refuse_waiting(why, replica::VolumeLog::Waiting::own);
+    }
     co_await gate.close();
     if (is_closing && !fault.has_value()) {
         *outcome = co_await drain();
@@ -162,7 +173,8 @@ void VolumeCore::notice() {
 
 Task<void> VolumeCore::maintain_alone() {
     auto outcome = co_await drain();
-    if (outcome && (replay_bytes >= kReplayBytesAlone || resources.leaf_cache.needs_checkpoint())) {
+    if (outcome && (replay_bytes >= kReplayBytesAlone || resources.leaf_cache.needs_checkpoint() ||
+                    pressure().is_meta_heavy())) {
         outcome = co_await checkpoint();
     }
     noticed = false;
@@ -182,6 +194,7 @@ Pressure VolumeCore::pressure() const {
     out.replay_records = replay_records;
     out.dirty_leaf_bytes = map->dirty_bytes();
     out.retained_bytes = log->retained_bytes();
+    out.retained_meta_bytes = log->retained_meta_bytes();
     out.retained_bytes_max = log->retained_bytes_max();
     out.journal_is_short = log->is_short();
     out.writes_wait = waiting != 0;

@@ -50,12 +50,21 @@ struct Pressure {
     uint64_t replay_bytes = 0;       // sealed since the last root: what a restart would re-read
     uint64_t replay_records = 0;     // meta records since the last root
     uint64_t dirty_leaf_bytes = 0;
-    uint64_t dead_segments = 0;       // nothing live, to be removed
-    uint64_t dead_bytes_waiting = 0;  // dead, but only a checkpoint lets them go
-    uint64_t retained_bytes = 0;      // pinned in the journal's ring
+    uint64_t dead_segments = 0;        // nothing live, to be removed
+    uint64_t dead_bytes_waiting = 0;   // dead, but only a checkpoint lets them go
+    uint64_t retained_bytes = 0;       // pinned in the journal's ring
+    uint64_t retained_meta_bytes = 0;  // of these, what only a checkpoint frees
     uint64_t retained_bytes_max = 0;
     bool journal_is_short = false;
     bool writes_wait = false;  // somebody waits for overlay room, journal room or extents
+
+    // Meta records take so much of the volume's part of the journal that a checkpoint is due: no
+    // drain frees them, and writers may be waiting for just that room.
+    bool is_meta_heavy() const {
+        return retained_meta_bytes * 8 >= retained_bytes_max ||
+               (writes_wait && retained_meta_bytes * 2 >= retained_bytes) ||
+               (journal_is_short && retained_meta_bytes >= 64 * kKiB);
+    }
 };
 
 // One segment as the cleaner and scrub see it.

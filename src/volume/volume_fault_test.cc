@@ -225,5 +225,116 @@ TEST(VolumeFault, AJournalWithoutRoomForASealDelaysItAndNoMore) {
     rig.expect_all();
 }
 
+Task<Result<void>> write_many(Rig& rig, uint64_t begin, uint64_t end, uint64_t bytes) {
+    for (uint64_t at = begin; at < end; at += bytes)
+        CO_TRY(co_await rig.write(at, bytes));
+    co_return Result<void>{};
+}
+
+// A drain that fails each time: whoever waits for it hears why in bounded time, nobody hangs, and
+// once drains succeed writes do, too.
+TEST(VolumeFault, WritersHearOfDrainsThatFailAndGoOnLater) {
+    for (uint64_t overlay_bytes : {2 * kMiB, 64 * kMiB}) {  // short of memory; of the journal
+        RigOptions options;
+        options.overlay_bytes = overlay_bytes;
+        Rig rig(50, options);
+        rig.make();
+        rig.world.faults().arm("volume.drain.no_space", UINT64_MAX);
+        Time start = rig.world.now();
+        auto outcome = rig.world.run(write_many(rig, 0, 24 * kMiB, 4096));
+        ASSERT_FALSE(outcome) << overlay_bytes;
+        EXPECT_EQ(outcome.error().code(), Code::no_space) << outcome.error().text();
+        EXPECT_LT(rig.world.now() - start, std::chrono::minutes(2));
+        EXPECT_FALSE(rig.volume->faulted().has_value());
+        EXPECT_FALSE(rig.world.run(rig.write(24 * kMiB, 4096)));
+        rig.expect_all();
+        ASSERT_TRUE(rig.world.run(rig.zero(0, kMiB))) << "freeing works all the time";
+        rig.world.faults().disarm("volume.drain.no_space");
+        outcome = rig.world.run(write_many(rig, 24 * kMiB, 32 * kMiB, 64 * kKiB));
+        ASSERT_TRUE(outcome) << outcome.error().text();
+        rig.expect_all();
+        rig.crash();
+        rig.recover();
+        rig.expect_all();
+    }
+}
+
+Task<void> write_until_error(Rig& rig, uint64_t offset, uint64_t bytes, std::optional<Error>* error,
+                             int* running) {
+    Result<void> outcome;
+    while (outcome)
+        outcome = co_await rig.write(offset, bytes);
+    error->emplace(std::move(outcome).error());
+    --*running;
+}
+
+class NoBackground final : public Background {
+  public:
+    void opened(Volume&) override {}
+    Task<void> closing(Volume&) override { co_return; }
+    void wants(Volume&) override {}
+    Task<bool> make_room() override { co_return false; }
+    Task<void> stop() override { co_return; }
+};
+
+// Nothing drains any more when a volume stops, and a failed device never does.
+TEST(VolumeFault, WritersThatWaitForTheJournalDoNotHoldUpAStop) {
+    for (bool is_failure : {false, true}) {
+        RigOptions options;
+        options.overlay_bytes = 64 * kMiB;
+        NoBackground background;
+        Rig rig(51, options);
+        rig.background = &background;
+        rig.make();
+        std::optional<Error> errors[4];
+        int running = 4;
+        for (int i = 0; i < 4; ++i) {
+            runtime::spawn(
+                rig.world.env().executor,
+                write_until_error(rig, uint64_t(i) * kMiB, 64 * kKiB, &errors[i], &running));
+        }
+        rig.world.run_until_idle();
+        ASSERT_EQ(running, 4) << "they wait for a drain";
+        if (is_failure) {
+            rig.world.disk(Rig::kPath)
+                .add_fault(
+                    {.operation = sim::DiskOperation::write, .effect = sim::DiskEffect::io_error});
+            EXPECT_FALSE(rig.world.run(rig.volume->drain()));
+            rig.world.run_until_idle();
+            EXPECT_EQ(running, 0);
+        }
+        rig.world.run(rig.volume->stop());
+        EXPECT_EQ(running, 0);
+        for (const auto& error : errors) {
+            ASSERT_TRUE(error.has_value());
+            EXPECT_EQ(error->code(), is_failure ? Code::io_error : Code::stopping) << error->text();
+        }
+        rig.volume.reset();
+        rig.stop_node();
+    }
+}
+
+// What was overwritten or freed after a drain failed takes no space in the next one.
+TEST(VolumeFault, AFailedDrainLeavesOutWhatIsSupersededMeanwhile) {
+    NoBackground background;
+    Rig rig(52);
+    rig.background = &background;
+    rig.make();
+    ASSERT_TRUE(rig.world.run(write_many(rig, 0, 2 * kMiB, 64 * kKiB)));
+    rig.world.faults().arm("volume.drain.no_space");
+    ASSERT_FALSE(rig.world.run(rig.volume->drain()));
+    ASSERT_TRUE(rig.world.run(rig.zero(0, kMiB)));
+    ASSERT_TRUE(rig.world.run(write_many(rig, kMiB, kMiB + 512 * kKiB, 64 * kKiB)));
+    uint64_t before = rig.volume->stats().drained_bytes;
+    ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    EXPECT_LT(rig.volume->stats().drained_bytes - before, 640 * kKiB);
+    rig.expect_all();
+    rig.crash();  // the rest comes from the journal
+    rig.recover();
+    rig.expect_all();
+    ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    rig.expect_all();
+}
+
 }  // namespace
 }  // namespace peplos::volume

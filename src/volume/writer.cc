@@ -14,6 +14,9 @@ namespace {
 // Blocks of one `write` record: small enough that several fit one commit.
 constexpr uint32_t kPieceBlocks = 32;
 static_assert(kPieceBlocks <= format::kWriteBlocksMax);
+// How long a writer tries to get room while nothing that could make some succeeds, and its pause.
+constexpr Duration kRoomPatience = std::chrono::seconds(30);
+constexpr Duration kRoomPause = std::chrono::milliseconds(20);
 
 void compute_crcs(Bytes data, format::BlockCrcs& out) {
     out.resize(data.size() / kBlockBytes);
@@ -75,7 +78,7 @@ bool VolumeCore::try_take_room(uint64_t blocks) {
 }
 
 Task<Result<void>> VolumeCore::take_room(uint64_t blocks) {
-    uint32_t fruitless = 0;
+    Patience patience;
     while (!try_take_room(blocks)) {
         CO_TRY(alive());
         ++waiting;
@@ -83,20 +86,46 @@ Task<Result<void>> VolumeCore::take_room(uint64_t blocks) {
         notice();
         if (resources.overlay.used_bytes() + blocks * kBlockBytes >
             resources.overlay.total_bytes()) {
+            uint64_t failures = resources.overlay.failures();
             co_await resources.overlay.wait();
             --waiting;
+            if (resources.overlay.failures() == failures) continue;
+            CO_TRY(alive());
+            CO_TRY(co_await regain(resources.overlay.failure(), patience));
             continue;
         }
-        bool gained = resources.background != nullptr ? co_await resources.background->make_room()
-                                                      : co_await make_room_alone();
         --waiting;
-        // Others may take what was gained; a few turns, then an honest answer.
-        if (!gained && ++fruitless >= 2) {
-            co_return fail(Code::no_space,
-                           "volume {}: the devices are full; delete data or add a device",
-                           params.id);
-        }
+        Error full(
+            Code::no_space,
+            fmt::format("volume {}: the devices are full; delete data or add a device", params.id));
+        CO_TRY(co_await regain(std::move(full), patience));
     }
+    co_return Result<void>{};
+}
+
+// A writer finds no room because of `why`. Does what may help and returns when another attempt
+// is worth it; once that was in vain, or went on for long, an honest answer: `why`.
+Task<Result<void>> VolumeCore::regain(Error why, Patience& patience) {
+    Time now = resources.env.clock.now();
+    if (patience.end == Time{}) patience.end = now + kRoomPatience;
+    bool is_lasting = why.code() == Code::io_error || why.code() == Code::fenced ||
+                      why.code() == Code::stopping || why.code() == Code::invalid_argument;
+    if (is_lasting || now >= patience.end) co_return fail(std::move(why));
+    ++waiting;
+    bool is_gained = false;
+    if (why.code() == Code::busy) {
+        // Even the journal's reserve is used: drains free it, of this volume or of others.
+        auto outcome = co_await drain();
+        is_gained = outcome.has_value() || outcome.error().code() == Code::busy;
+        if (!is_gained) why = std::move(outcome).error();
+        co_await resources.env.clock.sleep_for(kRoomPause);
+    } else {
+        is_gained = resources.background != nullptr ? co_await resources.background->make_room()
+                                                    : co_await make_room_alone();
+    }
+    --waiting;
+    // Others may take what was gained; a few turns, then no more.
+    if (!is_gained && ++patience.fruitless >= 2) co_return fail(std::move(why));
     co_return Result<void>{};
 }
 
@@ -110,16 +139,17 @@ Task<bool> VolumeCore::make_room_alone() {
 Task<Result<replica::Admission>> VolumeCore::admit(const Record& record) {
     replica::Admission admission = log->try_admit(record);
     if (admission) co_return admission;
-    for (int attempt = 0;; ++attempt) {
+    Patience patience;
+    for (;;) {
         CO_TRY(alive());
         ++waiting;
         noticed = false;
         notice();
         auto waited = co_await log->admit(record);
         --waiting;
-        if (waited || waited.error().code() != Code::busy || attempt == 3) co_return waited;
-        // Even the journal's reserve is used: a drain frees it.
-        CO_TRY(co_await drain());
+        if (waited) co_return waited;
+        CO_TRY(alive());
+        CO_TRY(co_await regain(std::move(waited).error(), patience));
     }
 }
 
