@@ -268,6 +268,9 @@ Json device_json(const fabric::DeviceInfo& device) {
         {"segment_bytes_free", device.segment_bytes_free},
         {"ring_bytes", device.ring_bytes},
         {"ring_bytes_used", device.ring_bytes_used},
+        {"read_errors", device.read_errors},
+        {"write_errors", device.write_errors},
+        {"corruptions", device.corruptions},
         {"health", health_json(device.health)},
     };
 }

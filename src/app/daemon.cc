@@ -78,8 +78,14 @@ std::string host_name() {
 // The node's scrub requests, done by the keeper.
 class KeeperScrubber final : public fabric::Scrubber {
   public:
-    explicit KeeperScrubber(keeper::Keeper& keeper) : keeper_(keeper) {}
-    Result<void> start_scrub() override { return keeper_.start_scrub(); }
+    KeeperScrubber(keeper::Keeper& keeper, fabric::DeviceSet& devices)
+        : keeper_(keeper), devices_(devices) {}
+    Result<void> start_scrub() override {
+        for (const auto& member : devices_.members()) {
+            if (member->is_usable()) keeper_.share_journal(*member->journal);
+        }
+        return keeper_.start_scrub();
+    }
     fabric::Node::ScrubReport scrub_report() const override {
         const keeper::ScrubReport& report = keeper_.scrub_report();
         return {report.running,       report.segments_done, report.segments_total,
@@ -93,6 +99,7 @@ class KeeperScrubber final : public fabric::Scrubber {
 
   private:
     keeper::Keeper& keeper_;
+    fabric::DeviceSet& devices_;
 };
 
 // What lives on the storage core, in the order in which it is made.
@@ -196,7 +203,7 @@ runtime::Task<Result<void>> Daemon::start_storage() {
     fabric::DeviceSet& devices = side.node->devices();
     side.keeper = std::make_unique<keeper::Keeper>(side.system.env());
     side.keeper->share(devices.overlay(), devices.space(), devices.leaf_cache());
-    side.scrubber = std::make_unique<KeeperScrubber>(*side.keeper);
+    side.scrubber = std::make_unique<KeeperScrubber>(*side.keeper, devices);
     side.keeper->start();
     side.node->set_background(side.keeper.get());
     side.node->set_scrubber(side.scrubber.get());

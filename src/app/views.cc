@@ -129,7 +129,7 @@ std::string show_volumes(const Json& answer, Style style) {
 std::string show_devices(const Json& answer, Style style) {
     const Json& devices = list_in(answer, "devices");
     if (devices.empty()) return "No device yet. Next: peplos device add PATH --size 20GiB\n";
-    Table table({"DEVICE", "CLASS", ">SIZE", ">FREE", "USED", ">JOURNAL", "HEALTH"});
+    Table table({"DEVICE", "CLASS", ">SIZE", ">FREE", "USED", ">JOURNAL", ">ERRORS", "HEALTH"});
     for (const Json& device : devices) {
         uint64_t total = number_in(device, "segment_bytes_total");
         uint64_t free_bytes = std::min(number_in(device, "segment_bytes_free"), total);
@@ -139,6 +139,9 @@ std::string show_devices(const Json& answer, Style style) {
         table.add({text_in(device, "path"), text_in(device, "media_class"),
                    size_in(device, "bytes"), fabric::print_size(free_bytes),
                    bar(total - free_bytes, total, 10, style), fmt::format("{}%", ring_percent),
+                   fmt::format("{}", number_in(device, "read_errors") +
+                                         number_in(device, "write_errors") +
+                                         number_in(device, "corruptions")),
                    health_word(device, style)});
     }
     return table.text(style);

@@ -152,6 +152,11 @@ DeviceInfo DeviceSet::info(const Member& member) const {
     info.path = member.record.path;
     info.media_class = control::name_of(member.record.media_class);
     info.bytes = member.record.bytes;
+    media::DeviceErrors errors;
+    if (member.device != nullptr) errors = member.device->errors();
+    info.read_errors = errors.reads;
+    info.write_errors = errors.writes;
+    info.corruptions = errors.corruptions;
     if (!member.is_usable()) {
         info.health = {
             Light::red,
@@ -167,7 +172,15 @@ DeviceInfo DeviceSet::info(const Member& member) const {
     info.ring_bytes_used = ring.used_bytes;
     uint64_t used = space.total_units - space.free_units;
     uint64_t percent = space.total_units == 0 ? 100 : used * 100 / space.total_units;
-    if (!member.device->report().corruptions.empty()) {
+    if (errors.count() != 0) {
+        info.health = {
+            Light::yellow,
+            fmt::format("{}: {} failed read{} and {} corrupt piece{} since it was "
+                        "opened, the last: {}",
+                        info.path, errors.reads, errors.reads == 1 ? "" : "s", errors.corruptions,
+                        errors.corruptions == 1 ? "" : "s", errors.last),
+            "check the disk (smartctl, the kernel's log); peplos scrub start"};
+    } else if (!member.device->report().corruptions.empty()) {
         info.health = {Light::yellow, member.device->report().corruptions.front(),
                        "peplos scrub start"};
     } else if (percent >= kFullPercent) {

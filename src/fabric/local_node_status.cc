@@ -240,6 +240,13 @@ Task<std::vector<Metric>> LocalNode::metrics() {
         Labels labels = {{"device", device.path}};
         add(out, "peplos_device_up", "1 while the device is in service.", labels,
             member->is_usable() ? 1 : 0);
+        add(out, "peplos_device_read_errors_total", "Reads that failed.", labels,
+            static_cast<double>(device.read_errors));
+        add(out, "peplos_device_write_errors_total", "Writes and syncs that failed.", labels,
+            static_cast<double>(device.write_errors));
+        add(out, "peplos_device_corruptions_total",
+            "Pieces that did not match their checksum or identity.", labels,
+            static_cast<double>(device.corruptions));
         if (!member->is_usable()) continue;
         add(out, "peplos_device_bytes", "Segment space.", labels,
             static_cast<double>(device.segment_bytes_total));
@@ -254,6 +261,14 @@ Task<std::vector<Metric>> LocalNode::metrics() {
             static_cast<double>(journal.ring.records));
         add(out, "peplos_journal_bytes_total", "Bytes appended.", labels,
             static_cast<double>(journal.ring.appended_bytes));
+    }
+    if (scrubber_ != nullptr) {
+        Node::ScrubReport scrub = scrubber_->scrub_report();
+        add(out, "peplos_scrub_running", "1 while a scrub runs.", {}, scrub.running ? 1 : 0);
+        add(out, "peplos_scrub_checked_bytes", "Bytes that the present or last scrub checked.", {},
+            static_cast<double>(scrub.bytes_checked));
+        add(out, "peplos_scrub_problems", "Problems that the present or last scrub found.", {},
+            static_cast<double>(scrub.problems.size()));
     }
     add(out, "peplos_overlay_used_bytes", "Undrained data held in memory.", {},
         static_cast<double>(devices_.overlay().used_bytes()));

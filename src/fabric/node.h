@@ -62,6 +62,10 @@ struct DeviceInfo {
     uint64_t segment_bytes_free = 0;
     uint64_t ring_bytes = 0;
     uint64_t ring_bytes_used = 0;
+    // Since the device was opened.
+    uint64_t read_errors = 0;
+    uint64_t write_errors = 0;
+    uint64_t corruptions = 0;
     Health health;
 };
 

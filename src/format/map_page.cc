@@ -143,6 +143,33 @@ Result<RawPageHeader> open_page(Bytes page, const PageIdentity& expected, uint32
     return header;
 }
 
+}  // namespace
+
+Result<uint32_t> verify_page(Bytes bytes) {
+    RawPageHeader header;
+    if (bytes.size() < sizeof(header)) return fail(Code::corrupt, "a map page is cut short");
+    std::memcpy(&header, bytes.data(), sizeof(header));
+    if (header.magic == 0 && header.crc == 0 && header.bytes == 0) {
+        return fail(Code::not_found, "no map page begins here");
+    }
+    const uint64_t padded = round_up(header.bytes, kPlaceUnitBytes);
+    if (header.magic != kPageMagic || header.bytes < sizeof(header) || padded > bytes.size()) {
+        return fail(Code::corrupt, "no map page is where one is due: magic {:08x}, {} bytes",
+                    header.magic, header.bytes);
+    }
+    RawPageHeader blank = header;
+    blank.crc = 0;
+    const uint32_t computed = crc32c(bytes.subspan(sizeof(header), header.bytes - sizeof(header)),
+                                     crc32c(bytes_of(blank)));
+    if (computed != header.crc) {
+        return fail(Code::corrupt, "a map page (kind {}, key {}) fails its CRC", header.kind,
+                    header.key);
+    }
+    return static_cast<uint32_t>(padded);
+}
+
+namespace {
+
 // A page of `count` elements of T behind the header; fills the rest of `out` with zeros.
 template <typename T>
 Result<void> open_array(Bytes page, const PageIdentity& expected, const PageSlot& slot,

@@ -74,6 +74,10 @@ struct RootRef {
 };
 static_assert(sizeof(RootRef) == 48 && std::is_trivially_copyable_v<RootRef>);
 
+// Checks the page that begins `bytes` by what it says of itself, where no parent is known. Returns
+// its padded bytes. Errors: not_found (zeros: no page begins here), corrupt, unsupported.
+Result<uint32_t> verify_page(Bytes bytes);
+
 // Leaf ---------------------------------------------------------------------------------------
 
 struct LeafItem {

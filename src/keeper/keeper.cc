@@ -36,6 +36,10 @@ void Keeper::share(volume::OverlayBudget& overlay, volume::SpaceBudget& space,
     leaf_cache_ = &leaf_cache;
 }
 
+void Keeper::share_journal(replica::Journal& journal) {
+    if (std::ranges::find(journals_, &journal) == journals_.end()) journals_.push_back(&journal);
+}
+
 Keeper::~Keeper() = default;
 
 void Keeper::start() {
@@ -63,6 +67,7 @@ Task<void> Keeper::stop() {
 void Keeper::opened(Volume& volume) {
     const volume::Resources& shared = volume.resources();
     if (space_ == nullptr) share(shared.overlay, shared.space, shared.leaf_cache);
+    share_journal(shared.journal);
     auto entry = std::make_shared<Entry>();
     entry->volume = &volume;
     entries_[&volume] = entry;
@@ -156,13 +161,15 @@ std::vector<Keeper::EntryPtr> Keeper::entries_now() const {
 bool Keeper::drain_due(const Pressure& pressure) const {
     uint64_t bound = std::min(options_.drain_bytes, overlay_->total_bytes() / 4);
     if (pressure.undrained_bytes == 0 && pressure.undrained_extents == 0) return false;
-    return pressure.undrained_bytes >= bound || pressure.undrained_extents >= 4096 ||
-           pressure.writes_wait || overlay_->used_bytes() * 2 > overlay_->total_bytes() ||
+    return pressure.undrained_bytes >= bound || pressure.is_endangered ||
+           pressure.undrained_extents >= 4096 || pressure.writes_wait ||
+           overlay_->used_bytes() * 2 > overlay_->total_bytes() ||
            pressure.retained_bytes * 2 > pressure.retained_bytes_max ||
            (pressure.journal_is_short && pressure.retained_bytes > kMiB);
 }
 
 bool Keeper::checkpoint_due(const Entry& entry, const Pressure& pressure) {
+    if (pressure.is_endangered) return true;
     if (pressure.replay_records == 0) return false;
     return pressure.replay_bytes >= options_.replay_bytes_max ||
            pressure.replay_records >= options_.replay_records_max ||
@@ -404,9 +411,28 @@ Task<void> Keeper::scrub_volume(EntryPtr entry) {
         scrub_.bytes_checked += result->bytes_checked;
         for (std::string& problem : result->problems)
             scrub_.problems.push_back(problem);
-        auto pause = std::chrono::nanoseconds(result->bytes_checked * 1'000'000'000 /
-                                              options_.scrub_bytes_per_second);
-        co_await env_.clock.sleep_for(std::min<Duration>(pause, std::chrono::milliseconds(200)));
+        co_await pace_scrub(result->bytes_checked);
+    }
+}
+
+Task<void> Keeper::pace_scrub(uint64_t bytes) {
+    auto pause = std::chrono::nanoseconds(bytes * 1'000'000'000 / options_.scrub_bytes_per_second);
+    co_await env_.clock.sleep_for(std::min<Duration>(pause, std::chrono::milliseconds(200)));
+}
+
+Task<void> Keeper::scrub_journals() {
+    std::vector<replica::Journal*> journals = journals_;
+    for (replica::Journal* journal : journals) {
+        replica::JournalScrub scrub;
+        bool is_more = true;
+        while (is_more && !stopping_) {
+            uint64_t before = scrub.bytes_checked;
+            is_more = co_await journal->scrub(scrub, kMiB);
+            scrub_.bytes_checked += scrub.bytes_checked - before;
+            if (is_more) co_await pace_scrub(scrub.bytes_checked - before);
+        }
+        for (std::string& problem : scrub.problems)
+            scrub_.problems.push_back(std::move(problem));
     }
 }
 
@@ -430,9 +456,12 @@ Task<void> Keeper::scrub_all() {
     }
     for (auto& [store, id] : others) {
         if (stopping_) break;
+        uint64_t before = scrub_.bytes_checked;
         co_await scrub_unopened(*store, id, scrub_);
         ++scrub_.segments_done;
+        co_await pace_scrub(scrub_.bytes_checked - before);
     }
+    co_await scrub_journals();
     scrub_.running = false;
     scrub_.finished_at = env_.clock.wall_now();
 }

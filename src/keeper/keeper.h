@@ -37,7 +37,7 @@ struct ScrubReport {
     uint64_t segments_done = 0;
     uint64_t segments_total = 0;
     uint64_t bytes_checked = 0;
-    std::vector<std::string> problems;  // each names volume, segment, unit and offset
+    std::vector<std::string> problems;  // each names device, offset, volume, and segment or frame
     WallTime finished_at{};
 };
 
@@ -70,6 +70,8 @@ class Keeper final : public volume::Background {
     // The budgets and devices of the node: for scrub and zeroing ahead before any volume is open.
     void share(volume::OverlayBudget& overlay, volume::SpaceBudget& space,
                volume::LeafCache& leaf_cache);
+    // The journals of the node, for scrub; those of open volumes are known without.
+    void share_journal(replica::Journal& journal);
     // Ends within a step and a tick. Volumes still open are forgotten.
     runtime::Task<void> stop() override;
 
@@ -110,6 +112,8 @@ class Keeper final : public volume::Background {
     runtime::Task<void> checkpoint_one(EntryPtr entry);
     runtime::Task<void> scrub_all();
     runtime::Task<void> scrub_volume(EntryPtr entry);
+    runtime::Task<void> scrub_journals();
+    runtime::Task<void> pace_scrub(uint64_t bytes);
     bool drain_due(const volume::Pressure& pressure) const;
     bool checkpoint_due(const Entry& entry, const volume::Pressure& pressure);
     bool is_short_of_space() const;
@@ -126,6 +130,7 @@ class Keeper final : public volume::Background {
     volume::OverlayBudget* overlay_ = nullptr;
     volume::SpaceBudget* space_ = nullptr;
     volume::LeafCache* leaf_cache_ = nullptr;
+    std::vector<replica::Journal*> journals_;
     std::unordered_map<volume::Volume*, EntryPtr> entries_;
     std::unordered_map<volume::Volume*, EntryPtr> touched_;
     std::deque<EntryPtr> drain_queue_;

@@ -10,6 +10,8 @@ using runtime::Durability;
 using runtime::Task;
 
 constexpr uint64_t kZeroBytes = 1 * kMiB;
+// More unreadable blocks than this in one piece are no latent errors: the device is broken.
+constexpr uint64_t kUnreadableBlocksMax = 256;
 // What must be zeros on a disk that nobody uses, as far as we look.
 constexpr uint64_t kProbeBytes = 2 * kMiB;
 
@@ -73,9 +75,52 @@ Task<Result<void>> format_device(runtime::Disk& disk, FormatOptions options, run
     co_return Result<void>{};
 }
 
+Task<Result<void>> DeviceState::read_salvaging(uint64_t offset, Buffer into,
+                                               std::vector<uint64_t>* unreadable) {
+    auto whole = co_await disk->read(offset, into);
+    if (whole || whole.error().code() != Code::io_error) co_return whole;
+    // Halves of what failed, down to single blocks.
+    std::vector<Buffer> parts{into};
+    uint64_t failed_blocks = 0;
+    while (!parts.empty()) {
+        Buffer part = std::move(parts.back());
+        parts.pop_back();
+        uint64_t begin = offset + static_cast<uint64_t>(part.data() - into.data());
+        auto read = co_await disk->read(begin, part);
+        if (read) continue;
+        if (read.error().code() != Code::io_error) co_return read;
+        if (part.size() > kBlockBytes) {
+            uint64_t half = round_up(part.size() / 2, kBlockBytes);
+            parts.push_back(part.slice(half, part.size() - half));
+            parts.push_back(part.slice(0, half));
+            continue;
+        }
+        note_failed_read(read.error());
+        if (++failed_blocks > kUnreadableBlocksMax) co_return read;
+        std::memset(part.data(), 0, part.size());
+        if (unreadable != nullptr) unreadable->push_back(begin);
+    }
+    co_return Result<void>{};
+}
+
+void DeviceState::note_failed_read(const Error& error) {
+    ++errors.reads;
+    errors.last = error.message();
+    LOG_ERROR("read failed disk={} device={} error={}", disk->name(), superblock.device,
+              error.text());
+}
+
+void DeviceState::note_corruption(std::string what) {
+    ++errors.corruptions;
+    LOG_ERROR("corruption disk={} device={} what=\"{}\"", disk->name(), superblock.device, what);
+    errors.last = std::move(what);
+}
+
 void DeviceState::fail_for_good(const Error& error) {
     if (failed_) return;
     failed_ = true;
+    ++errors.writes;
+    errors.last = error.message();
     failure_ = fmt::format("device {} failed and is out of service (nothing is retried on it): {}",
                            disk->name(), error.message());
     LOG_ERROR("device failed disk={} device={} error={}", disk->name(), superblock.device,

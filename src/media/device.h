@@ -38,6 +38,17 @@ struct OpenReport {
     std::vector<std::string> corruptions;
 };
 
+// What went wrong on a device since it was opened. A read that fails or does not match its checksum
+// takes nothing out of service but what it was needed for; it is counted, so that people see a
+// device that is going bad.
+struct DeviceErrors {
+    uint64_t reads = 0;        // that failed
+    uint64_t writes = 0;       // that failed, syncs too; the device left service with the first
+    uint64_t corruptions = 0;  // pieces that do not match their checksum or identity
+    std::string last;          // the newest: what, where
+    uint64_t count() const { return reads + writes + corruptions; }
+};
+
 // What the parts of a device share.
 class DeviceState {
   public:
@@ -47,7 +58,15 @@ class DeviceState {
     std::unique_ptr<runtime::Disk> disk;
     format::Superblock superblock;
     OpenReport report;
+    DeviceErrors errors;
 
+    // Fills `into`, whatever can be read: blocks that cannot are zeros then, and their device
+    // offsets are added to `unreadable` (null: not wanted). Each is counted.
+    // Errors: io_error when so many fail that the device as a whole does.
+    runtime::Task<Result<void>> read_salvaging(uint64_t offset, Buffer into,
+                                               std::vector<uint64_t>* unreadable);
+    void note_failed_read(const Error& error);
+    void note_corruption(std::string what);
     bool is_failed() const { return failed_; }
     // P6: after a failed write or sync nothing more is written to this device.
     void fail_for_good(const Error& error);
@@ -77,6 +96,7 @@ class Device {
     format::MediaClass media_class() const { return state_.superblock.media_class; }
     const std::string& name() const { return state_.disk->name(); }
     const OpenReport& report() const { return state_.report; }
+    const DeviceErrors& errors() const { return state_.errors; }
     // P6: a failed device leaves service; only a new open() ends that.
     bool is_failed() const { return state_.is_failed(); }
     Error failure() const { return state_.failure(); }

@@ -287,6 +287,133 @@ TEST_F(DeviceTest, AFlippedByteInTheRingIsFoundAndNamed) {
     }
 }
 
+// ---- blocks that the device cannot read ----
+
+void make_unreadable(sim::World& world, uint64_t offset, uint64_t bytes = kBlockBytes) {
+    world.disk(kPath).add_fault({.operation = sim::DiskOperation::read,
+                                 .effect = sim::DiskEffect::io_error,
+                                 .offset = offset,
+                                 .bytes = bytes});
+}
+
+TEST_F(DeviceTest, ALatentErrorWhereNothingIsNeededDoesNotMatter) {
+    make();
+    auto device = open();
+    for (uint64_t lsn = 1; lsn <= 4; ++lsn) {
+        RecordPosition position = put(*device, write_record(VolumeId(9), Lsn(lsn), 2, lsn));
+        if (lsn <= 2) device->ring().release(position);
+    }
+    close(device);
+    make_unreadable(world, ring_offset() + 4096);            // of a frame before the tail
+    make_unreadable(world, ring_offset() + 8 * kMiB, 9000);  // never written
+    device = open();
+    ASSERT_NE(device, nullptr);
+    EXPECT_TRUE(device->report().corruptions.empty());
+    EXPECT_EQ(device->ring().take_recovery().records.size(), 2u);
+    EXPECT_GE(device->errors().reads, 3u) << "but people hear of it";
+    EXPECT_NE(device->errors().last.find(kPath), std::string::npos);
+    close(device);
+}
+
+TEST_F(DeviceTest, AnUnreadableBlockInTheRingIsNamedAndSparesOthers) {
+    // Frames: boot 4096; per record 4096 of metadata and 8192 of payload.
+    for (uint64_t at : {uint64_t{0}, uint64_t{4096}, uint64_t{8192}}) {
+        sim::World fresh(at + 3);
+        auto run = [&](auto task) { return fresh.run(std::move(task)); };
+        ASSERT_TRUE(run(format_disk(fresh.env(), {.ring_bytes = kRingBytes})));
+        auto device = std::move(*run(open_device(fresh.env())));
+        for (uint64_t lsn = 1; lsn <= 3; ++lsn)
+            ASSERT_TRUE(run(append(device->ring(), write_record(VolumeId(9), Lsn(lsn), 2, lsn))));
+        run(device->close());
+        device.reset();
+        uint64_t frame = ring_offset() + 4096 + 12288;
+        make_unreadable(fresh, frame + at);
+        device = std::move(*run(open_device(fresh.env())));
+        RingRecovery recovery = device->ring().take_recovery();
+        EXPECT_FALSE(device->report().torn_tail);
+        ASSERT_EQ(device->report().corruptions.size(), 1u) << at;
+        EXPECT_NE(device->report().corruptions[0].find("LSN 2"), std::string::npos);
+        EXPECT_EQ(recovery.records.size(), at == 0 ? 2u : 3u);
+        EXPECT_EQ(recovery.lost_frames.size(), at == 0 ? 1u : 0u);
+        run(device->close());
+    }
+}
+
+// The newest frame may have been acknowledged: what the device cannot read of it is no tear.
+TEST_F(DeviceTest, AnUnreadableNewestFrameIsNeverTakenForATornOne) {
+    for (uint64_t at : {uint64_t{0}, uint64_t{4096}}) {
+        sim::World fresh(at + 4);
+        auto run = [&](auto task) { return fresh.run(std::move(task)); };
+        ASSERT_TRUE(run(format_disk(fresh.env(), {.ring_bytes = kRingBytes})));
+        auto device = std::move(*run(open_device(fresh.env())));
+        for (uint64_t lsn = 1; lsn <= 2; ++lsn)
+            ASSERT_TRUE(run(append(device->ring(), write_record(VolumeId(9), Lsn(lsn), 1, lsn))));
+        fresh.crash();
+        device.reset();
+        make_unreadable(fresh, ring_offset() + 4096 + 8192 + at);
+        for (int boot = 0; boot < 2; ++boot) {
+            device = std::move(*run(open_device(fresh.env())));
+            RingRecovery recovery = device->ring().take_recovery();
+            EXPECT_FALSE(device->report().torn_tail);
+            if (boot == 0) EXPECT_EQ(device->report().corruptions.size(), 1u) << at;
+            if (boot == 0 && at == 0) {
+                ASSERT_EQ(recovery.lost_frames.size(), 1u);
+                EXPECT_FALSE(recovery.lost_frames[0].witnesses_known);
+                EXPECT_EQ(recovery.lost_frames[0].device_offset, ring_offset() + 4096 + 8192);
+            }
+            if (at != 0) {
+                ASSERT_EQ(recovery.records.size(), 2u);
+                EXPECT_FALSE(recovery.records[1].payload_is_good);
+            }
+            if (boot == 0) fresh.disk(kPath).clear_faults();
+            if (at == 0) break;  // its place was written again: the journal made it durable
+            fresh.disk(kPath).corrupt(ring_offset() + 4096 + 8192 + at);
+            run(device->close());
+            device.reset();
+        }
+        if (device) run(device->close());
+    }
+}
+
+TEST_F(DeviceTest, AfterACleanStopNothingIsMissedBehindTheNewestFrame) {
+    make();
+    auto device = open();
+    put(*device, write_record(VolumeId(9), Lsn(1), 1, 1));
+    close(device);
+    make_unreadable(world, ring_offset() + 4096 + 8192 + 4096);
+    device = open();
+    EXPECT_TRUE(device->report().corruptions.empty());
+    EXPECT_TRUE(device->ring().take_recovery().lost_frames.empty());
+    close(device);
+}
+
+TEST_F(DeviceTest, ABrokenDeviceIsNotSalvaged) {
+    make();
+    make_unreadable(world, ring_offset(), kRingBytes);
+    EXPECT_EQ(open_error().code(), Code::io_error);
+}
+
+TEST_F(DeviceTest, AFailedSegmentReadIsNamedAndCounted) {
+    make();
+    auto device = open();
+    auto id = SegmentId{VolumeId(1), 1, 1};
+    auto pin = world.run(device->segments().create(id, LineageId(1), VolumeId(1),
+                                                   format::SegmentKind::data, kMiB, Purpose::user));
+    ASSERT_TRUE(pin);
+    disk().add_fault(
+        {.operation = sim::DiskOperation::read, .effect = sim::DiskEffect::io_error, .count = 1});
+    Buffer into = Buffer::allocate(kBlockBytes);
+    auto read = world.run(device->segments().read(*pin, 8192, into));
+    ASSERT_FALSE(read);
+    EXPECT_EQ(read.error().code(), Code::io_error);
+    for (const std::string& named : {std::string(kPath), id.text(), text_of(VolumeId(1))})
+        EXPECT_NE(read.error().message().find(named), std::string::npos) << read.error().message();
+    EXPECT_EQ(device->errors().reads, 1u);
+    EXPECT_FALSE(device->is_failed());
+    *pin = SegmentPin();
+    close(device);
+}
+
 // ---- power loss ----
 
 struct Acked {

@@ -531,11 +531,13 @@ Task<std::vector<Result<format::Record>>> Ring::read_many(std::vector<RecordPosi
             }
             window = Buffer::allocate(bytes);
             read = co_await device_.disk->read(ring_offset_ + window_offset, window);
+            if (!read) device_.note_failed_read(read.error());
         }
         if (!read) {
             out.push_back(fail(read.error()));
         } else {
             out.push_back(extract(positions[i], std::as_const(window).bytes(), window_offset));
+            if (!out.back()) device_.note_corruption(out.back().error().message());
         }
     }
     co_return out;
@@ -547,13 +549,19 @@ Task<Result<std::vector<Ring::FrameRecord>>> Ring::read_frame(uint64_t sequence)
     if (held.bytes == 0) co_return out;
     uint64_t offset = ring_offset_ + held.log_offset % ring_bytes_;
     Buffer frame = Buffer::allocate(held.bytes);
-    CO_TRY(co_await device_.disk->read(offset, frame));
+    // Nothing is written over it meanwhile.
+    ++frame_at(sequence).pins;
+    Result<void> read = co_await device_.read_salvaging(offset, frame, nullptr);
+    release({sequence, 0, 0});
+    CO_TRY(read);
     Bytes bytes = std::as_const(frame).bytes();
     auto header = format::decode_frame(bytes.first(held.metadata_bytes));
     bool is_ours = header && header->sequence == sequence && header->bytes() == held.bytes;
     if (!is_ours) {
-        co_return fail(Code::corrupt, "{} at offset {}: journal frame {} cannot be read",
-                       device_.disk->name(), offset, sequence);
+        std::string what = fmt::format("{} at offset {}: journal frame {} cannot be read",
+                                       device_.disk->name(), offset, sequence);
+        device_.note_corruption(what);
+        co_return fail(Code::corrupt, "{}", what);
     }
     uint64_t metadata_offset = header->records_offset();
     uint64_t payload_offset = held.metadata_bytes;
@@ -571,6 +579,13 @@ Task<Result<std::vector<Ring::FrameRecord>>> Ring::read_frame(uint64_t sequence)
                            device_.disk->name(), offset, sequence);
         Bytes payload = bytes.subspan(payload_offset, payload_bytes);
         found.payload_is_good = format::verify_payload(found.record, payload).has_value();
+        if (!found.payload_is_good) {
+            device_.note_corruption(fmt::format(
+                "{} at offset {}: journal frame {}: the payload of volume {} at LSN {} does not "
+                "match its checksum",
+                device_.disk->name(), offset + payload_offset, sequence, found.record.volume,
+                found.record.lsn));
+        }
         if (found.payload_is_good && payload_bytes != 0)
             found.record.payload.push_back(frame.slice(payload_offset, payload_bytes));
         metadata_offset += decoded.encoded_bytes;

@@ -20,7 +20,7 @@ Task<Result<void>> RingScan::read() {
         uint64_t begin = place;
         uint64_t bytes = std::min<uint64_t>(window.size(), ring_bytes_ - begin);
         Buffer into = window.slice(0, bytes);
-        CO_TRY(co_await device_.disk->read(ring_offset_ + begin, into));
+        CO_TRY(co_await device_.read_salvaging(ring_offset_ + begin, into, &unreadable_));
         bool is_last = begin + bytes == ring_bytes_;
         // A frame that begins near the window's end is read again with the next window.
         while (place < begin + bytes &&
@@ -54,7 +54,7 @@ Result<uint64_t> RingScan::step(uint64_t place, Bytes window) {
         if (added.error().code() == Code::unsupported)
             return fail(std::move(added).error().within(
                 fmt::format("{} at offset {}", device_.disk->name(), ring_offset_ + place)));
-        broken_.push_back({header->sequence, place});
+        broken_.push_back({header->sequence, place, header->bytes()});
     }
     return header->bytes();
 }
@@ -102,27 +102,64 @@ void RingScan::drop_repeats() {
     frames_.erase(repeats.begin(), repeats.end());
 }
 
+bool RingScan::is_unreadable(uint64_t place, uint64_t bytes) const {
+    return std::ranges::any_of(unreadable_, [&](uint64_t offset) {
+        return offset >= ring_offset_ + place && offset < ring_offset_ + place + bytes;
+    });
+}
+
+// The newest frame is the one that ends a boot: without records, and not the boot's first.
+bool RingScan::is_closed() const {
+    if (frames_.empty() || frames_.back().header.record_count != 0) return false;
+    return std::ranges::any_of(frames_, [this](const Frame& frame) {
+        return frame.header.boot == frames_.back().header.boot &&
+               frame.header.sequence != frames_.back().header.sequence;
+    });
+}
+
 void RingScan::drop_torn() {
     if (!frames_.empty() && !frames_.back().payload_is_good) {
+        const format::FrameHeader& header = frames_.back().header;
+        uint64_t place = header.log_offset % ring_bytes_;
+        if (is_unreadable(place, header.bytes())) return;  // damaged, and its records say whose
         PROBE("media.ring.torn_payload");
         torn_tail_ = true;
-        torn_tail_offset_ = ring_offset_ + frames_.back().header.log_offset % ring_bytes_;
+        torn_tail_offset_ = ring_offset_ + place;
         frames_.pop_back();
         return;
     }
+    look_behind_newest();
+}
+
+void RingScan::look_behind_newest() {
     uint64_t next = frames_.empty() ? 1 : frames_.back().header.sequence + 1;
     for (const Broken& broken : broken_) {
         if (broken.sequence != next) continue;
-        PROBE("media.ring.torn_metadata");
-        torn_tail_ = true;
-        torn_tail_offset_ = ring_offset_ + broken.place;
+        if (is_unreadable(broken.place, broken.bytes)) {
+            lost_end_ = {next, broken.place};
+        } else {
+            PROBE("media.ring.torn_metadata");
+            torn_tail_ = true;
+            torn_tail_offset_ = ring_offset_ + broken.place;
+        }
+        return;
+    }
+    if (unreadable_.empty() || is_closed()) return;
+    // The next frame began right behind the newest, or at the start where it did not fit.
+    uint64_t head =
+        frames_.empty() ? 0 : frames_.back().header.log_offset + frames_.back().header.bytes();
+    uint64_t place = head % ring_bytes_;
+    if (is_unreadable(place, kBlockBytes)) {
+        lost_end_ = {next, place};
+    } else if (ring_bytes_ - place < limits::kFrameBytesMax && is_unreadable(0, kBlockBytes)) {
+        lost_end_ = {next, 0};
     }
 }
 
 Result<void> RingScan::resolve() {
     drop_repeats();
     drop_torn();
-    if (frames_.empty()) return {};
+    if (frames_.empty()) return lost_end_ ? find_lost() : Result<void>{};
     tail_sequence_ = frames_.back().header.tail_sequence;
     tail_log_offset_ = frames_.back().header.tail_log_offset;
     std::erase_if(frames_,
@@ -151,6 +188,14 @@ Result<void> RingScan::find_lost() {
         records_before += frame.records.size();
         sequence = header.sequence + 1;
         log_offset = header.log_offset + header.bytes();
+    }
+    if (lost_end_) {
+        PROBE("media.ring.lost_end");
+        LostFrame lost;
+        lost.sequence = lost_end_->sequence;
+        lost.device_offset = ring_offset_ + lost_end_->place;
+        lost.position_in_order = records_before;
+        lost_.push_back(std::move(lost));
     }
     return {};
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "format/frame.h"
@@ -11,7 +12,8 @@ namespace peplos::media {
 //
 // Order comes from sequence numbers, never from places. A frame that cannot be read is torn when
 // nothing valid comes after it, and lost (corrupt) when something does: one commit at a time is in
-// flight, so only the newest can be torn.
+// flight, so only the newest can be torn. Blocks that the device fails to read are no tear: what
+// they held counts as lost where it may have been needed, and does not matter elsewhere.
 class RingScan {
   public:
     struct Frame {
@@ -43,6 +45,13 @@ class RingScan {
     struct Broken {
         uint64_t sequence;
         uint64_t place;
+        uint64_t bytes;
+    };
+    // A frame that followed the newest one, or may have, in blocks that the device cannot read: it
+    // may have been acknowledged.
+    struct LostEnd {
+        uint64_t sequence;
+        uint64_t place;
     };
 
     // Looks at `place`; returns how far to go on, at least one block. `window` starts there.
@@ -50,6 +59,9 @@ class RingScan {
     Result<void> add_frame(const format::FrameHeader& header, Bytes frame);
     void drop_repeats();
     void drop_torn();
+    void look_behind_newest();
+    bool is_unreadable(uint64_t place, uint64_t bytes) const;
+    bool is_closed() const;
     Result<void> find_lost();
     void add_lost(uint64_t first_sequence, uint64_t end_sequence, uint64_t log_offset,
                   const Frame* next, uint64_t records_before);
@@ -60,6 +72,8 @@ class RingScan {
     std::vector<Frame> frames_;
     std::vector<Broken> broken_;
     std::vector<LostFrame> lost_;
+    std::vector<uint64_t> unreadable_;  // places of blocks that the device cannot read
+    std::optional<LostEnd> lost_end_;
     uint64_t tail_sequence_ = 1;
     uint64_t tail_log_offset_ = 0;
     bool torn_tail_ = false;

@@ -80,7 +80,13 @@ Task<Result<void>> SegmentStore::load() {
                                                  : std::max(unit_count / 20, kReserveUnitsMin);
     for (uint64_t offset = 0; offset < table_bytes; offset += kTableReadBytes) {
         Buffer part = Buffer::allocate(std::min(kTableReadBytes, table_bytes - offset));
-        CO_TRY(co_await device_.disk->read(device_.superblock.unit_table_offset + offset, part));
+        uint64_t begin = device_.superblock.unit_table_offset + offset;
+        std::vector<uint64_t> unreadable;
+        CO_TRY(co_await device_.read_salvaging(begin, part, &unreadable));
+        // Zeros would say that the units are free. This is no entry: they are kept from use, also
+        // after the block was written again.
+        for (uint64_t at : unreadable)
+            std::memset(part.data() + (at - begin), 0xff, kBlockBytes);
         std::memcpy(reinterpret_cast<std::byte*>(table_.data()) + offset, part.data(), part.size());
     }
     co_return load_table();
@@ -272,13 +278,37 @@ Task<Result<void>> SegmentStore::write_vector(SegmentPin pin, uint64_t offset,
 
 Task<Result<void>> SegmentStore::read(SegmentPin pin, uint64_t offset, Buffer into) {
     CO_TRY(check_access(pin, offset, into.size()));
-    co_return co_await device_.disk->read(offset_of(pin.info()) + offset, std::move(into));
+    auto outcome = co_await device_.disk->read(offset_of(pin.info()) + offset, std::move(into));
+    if (!outcome) co_return fail(failed_read(pin, offset, std::move(outcome).error()));
+    co_return outcome;
+}
+
+std::string SegmentStore::place_of(const SegmentPin& pin, uint64_t offset) const {
+    return fmt::format("{} at offset {} (segment {}, {} bytes in)", device_.disk->name(),
+                       offset_of(pin.info()) + offset, pin.info().id, offset);
+}
+
+Error SegmentStore::corrupt_at(const SegmentPin& pin, uint64_t offset, std::string_view what) {
+    std::string text =
+        fmt::format("{}: volume {}: {}", place_of(pin, offset), pin.info().volume, what);
+    device_.note_corruption(text);
+    return Error(Code::corrupt, std::move(text));
+}
+
+Error SegmentStore::failed_read(const SegmentPin& pin, uint64_t offset, Error error) {
+    Error named = std::move(error).within(
+        fmt::format("{}: volume {}", place_of(pin, offset), pin.info().volume));
+    device_.note_failed_read(named);
+    return named;
 }
 
 Task<Result<void>> SegmentStore::read_vector(SegmentPin pin, uint64_t offset,
                                              std::vector<Buffer> into) {
     CO_TRY(check_access(pin, offset, total_bytes(into)));
-    co_return co_await device_.disk->read_vector(offset_of(pin.info()) + offset, std::move(into));
+    auto outcome =
+        co_await device_.disk->read_vector(offset_of(pin.info()) + offset, std::move(into));
+    if (!outcome) co_return fail(failed_read(pin, offset, std::move(outcome).error()));
+    co_return outcome;
 }
 
 // A sync that began before the call does not cover it; the next one covers all who wait.

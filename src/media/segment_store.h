@@ -97,10 +97,16 @@ class SegmentStore {
     runtime::Task<Result<void>> write_vector(SegmentPin pin, uint64_t offset,
                                              std::vector<Buffer> from,
                                              runtime::Durability durability);
-    // Fills `into`. Nothing is verified here: the caller knows the checksums.
+    // Fills `into`. Nothing is verified here: the caller knows the checksums. Errors: io_error
+    // (named; counted for the device's health).
     runtime::Task<Result<void>> read(SegmentPin pin, uint64_t offset, Buffer into);
     runtime::Task<Result<void>> read_vector(SegmentPin pin, uint64_t offset,
                                             std::vector<Buffer> into);
+    // "disk0 at offset 4096 (segment 1-1-1, 0 bytes in)": how messages name a place.
+    std::string place_of(const SegmentPin& pin, uint64_t offset) const;
+    // What was read there does not match its checksum or identity: counts it for the device's
+    // health. Gives `corrupt` with the place in front of `what`.
+    Error corrupt_at(const SegmentPin& pin, uint64_t offset, std::string_view what);
     // Makes every write that resolved before the call durable. Concurrent callers share one.
     runtime::Task<Result<void>> sync();
 
@@ -139,6 +145,7 @@ class SegmentStore {
     };
 
     uint64_t offset_of(const SegmentInfo& info) const;
+    Error failed_read(const SegmentPin& pin, uint64_t offset, Error error);
     Result<void> check_access(const SegmentPin& pin, uint64_t offset, uint64_t bytes) const;
     Result<void> load_table();
     void quarantine(uint32_t unit, const std::string& why);

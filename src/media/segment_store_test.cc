@@ -202,6 +202,25 @@ TEST_F(SegmentStoreTest, AnUnreadableEntryIsNamedAndItsUnitsAreKept) {
     }
 }
 
+TEST_F(SegmentStoreTest, AnUnreadableBlockOfTheTableKeepsItsUnitsFromUse) {
+    ASSERT_TRUE(create(1, 8 * kMiB));
+    uint32_t first = store().find(id_of(1)).info().first_unit;
+    close();
+    world.disk(kPath).add_fault({.operation = sim::DiskOperation::read,
+                                 .effect = sim::DiskEffect::io_error,
+                                 .offset = round_down(entry_offset(first), kBlockBytes),
+                                 .bytes = kBlockBytes});
+    open();
+    EXPECT_FALSE(device->report().corruptions.empty());
+    EXPECT_GE(store().space().quarantined_units, 8u);
+    for (uint32_t n = 10; auto pin = create(n, kMiB, Purpose::maintenance); ++n)
+        EXPECT_FALSE(pin->info().first_unit >= first && pin->info().first_unit < first + 8);
+    world.disk(kPath).clear_faults();
+    close();
+    open();
+    EXPECT_TRUE(store().find(id_of(1))) << "an error that passes takes nothing away";
+}
+
 TEST_F(SegmentStoreTest, PrezeroRemembersWhatItDid) {
     uint32_t unwritten = store().space().unwritten_units;
     EXPECT_EQ(unwritten, store().space().free_units);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -159,6 +160,12 @@ class VolumeLog {
     // The journal as a whole runs short: drain, even below one's own share.
     virtual bool is_short() const = 0;
 
+    // Retained records became unreadable, and only the owner's memory still has what they said: as
+    // long as this is so a restart loses it. A drain and then a checkpoint heal the log.
+    virtual bool is_endangered() const = 0;
+    // `tell` is called when that becomes true.
+    virtual void watch_endangered(std::function<void()> tell) = 0;
+
     enum class Waiting : uint8_t {
         own,   // in this log's admit()
         node,  // and in those of others that wait for the same ring
@@ -188,6 +195,14 @@ struct JournalStats {
     std::vector<uint64_t> append_latency_us;
 };
 
+// How far a check of a journal is, and what it found.
+struct JournalScrub {
+    uint64_t next = 0;  // where to go on; from the start at first
+    uint64_t end = 0;   // beyond what was there when it began
+    uint64_t bytes_checked = 0;
+    std::vector<std::string> problems;  // each names device, offset, volume and LSN
+};
+
 class Journal {
   public:
     virtual ~Journal() = default;
@@ -205,6 +220,9 @@ class Journal {
     // Every volume this journal holds records of, opened or not.
     virtual std::vector<RetainedVolume> volumes() const = 0;
     virtual JournalStats stats() const = 0;
+    // Reads back about `bytes` of retained records and checks them; false: all is checked. Open
+    // logs that need what went bad become `endangered`.
+    virtual Task<bool> scrub(JournalScrub& scrub, uint64_t bytes) = 0;
     // Stops background work; open logs get `stopping`. Waits.
     virtual Task<void> stop() = 0;
 };

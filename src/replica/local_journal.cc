@@ -213,6 +213,7 @@ void LocalJournal::settle(VolumeState& state, const Record& record, const Retain
         state.root_body = *root;
         state.drained_lsn = std::max(state.drained_lsn, root->drained_lsn);
         state.meta_lsn = std::max(state.meta_lsn, root->meta_lsn);
+        heal(state, record, *root);
     }
 }
 
@@ -477,7 +478,6 @@ Task<Result<void>> LocalJournal::reappend_tail() {
         if (replays_ != 0 || ring_.tail_sequence() != sequence) co_return Result<void>{};
         if (!frame) {
             if (next != sequence) break;
-            if (frame.error().code() != Code::corrupt) co_return fail(frame.error());
             co_return co_await give_up_frame(sequence);
         }
         for (media::Ring::FrameRecord& found : *frame) {
@@ -533,8 +533,12 @@ Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameReco
         if (state == nullptr) continue;
         if (!found.payload_is_good) {
             // What is under way ends below even when this fails: its sinks are here.
-            outcome = co_await give_up_frame(found.position.frame_sequence);
-            break;
+            IsLost is_it = [position = found.position](const Retained& entry) {
+                return entry.position == position;
+            };
+            outcome = co_await give_up(found.position.frame_sequence, std::move(is_it));
+            if (!outcome) break;
+            continue;
         }
         // Never awaits: room is there or it is not.
         uint64_t cost = format::ring_cost_bytes(found.record);
@@ -555,54 +559,166 @@ Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameReco
     co_return outcome;
 }
 
-// A frame went bad while it lay there: whoever needs it is damaged, and says so durably, before
-// the frame is let go.
-Task<Result<void>> LocalJournal::give_up_frame(uint64_t sequence) {
-    const uint64_t device_offset = ring_.device_offset_of({sequence, 0, 0});
+// What went bad while it lay there is let go. What memory still knows is written anew. Whoever else
+// needs it is damaged, and says so durably before.
+Task<Result<void>> LocalJournal::give_up(uint64_t sequence, IsLost is_lost, Whom whom) {
     std::vector<VolumeState*> hurt;
     std::deque<Use> uses;
     for (const auto& [id, state] : volumes_) {
-        if (state->is_dropped) continue;
-        auto is_there = [sequence](const Retained& entry) {
-            return entry.position.frame_sequence == sequence;
-        };
-        bool is_hurt = std::ranges::any_of(state->data, is_there) ||
-                       std::ranges::any_of(state->meta, is_there) ||
-                       (state->root && is_there(*state->root)) ||
-                       (state->fence_record && is_there(*state->fence_record)) ||
-                       (state->damage_record && is_there(*state->damage_record));
+        if (state->is_dropped || (whom == Whom::open_ones && state->log == nullptr)) continue;
+        bool is_hurt =
+            std::ranges::any_of(state->data, is_lost) || std::ranges::any_of(state->meta, is_lost);
+        for (const auto* single : {&state->root, &state->fence_record, &state->damage_record})
+            is_hurt = is_hurt || (*single && is_lost(**single));
         if (!is_hurt) continue;
         hurt.push_back(state.get());
         uses.emplace_back(this, *state);
     }
     for (VolumeState* state : hurt) {
-        if (state->is_dropped) continue;
-        PROBE("replica.log.damaged_late");
-        if (state->damage.empty()) {
-            state->damage = fmt::format(
-                "{} at offset {}: volume {}: journal frame {} with records up to LSN {} became "
-                "unreadable",
-                device_.name(), device_offset, state->id, sequence, state->last_lsn);
-            LOG_ERROR("journal damaged volume={} reason=\"{}\"", state->id, state->damage);
+        CO_TRY(co_await rewrite_states(*state, is_lost));
+        bool is_damaged =
+            std::ranges::any_of(state->data, is_lost) || std::ranges::any_of(state->meta, is_lost);
+        if (is_damaged && !state->is_dropped)
+            CO_TRY(co_await mark_damaged(*state, sequence, is_lost));
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> LocalJournal::give_up_frame(uint64_t sequence) {
+    IsLost is_there = [sequence](const Retained& entry) {
+        return entry.position.frame_sequence == sequence;
+    };
+    co_return co_await give_up(sequence, std::move(is_there));
+}
+
+// Fence, root and damage are known in memory.
+Task<Result<void>> LocalJournal::rewrite_states(VolumeState& state, const IsLost& is_lost) {
+    for (std::optional<Retained>* single :
+         {&state.fence_record, &state.root, &state.damage_record}) {
+        if (state.is_dropped || !*single || !is_lost(**single)) continue;
+        PROBE("replica.log.rewrite");
+        const Retained old = **single;
+        Record record = state_record(state, old.type, {});
+        record.epoch = old.epoch;
+        record.lsn = old.lsn;
+        if (old.type == RecordType::fence) {
+            record.body = format::FenceBody{state.token, state.recorded_token};
+        } else if (old.type == RecordType::root) {
+            record.body = *state.root_body;
+        } else {
+            record.body = format::DamageBody{std::max(state.damage_lsn, state.last_lsn), 0};
         }
-        CO_TRY(co_await write_damage(*state, state->last_lsn, device_offset));
-        if (state->is_dropped) continue;
-        auto release_there = [this, state, sequence](std::deque<Retained>& entries) {
-            std::erase_if(entries, [&](const Retained& entry) {
-                if (entry.position.frame_sequence != sequence) return false;
-                let_go(*state, entry);
-                return true;
-            });
-        };
-        release_there(state->data);
-        release_there(state->meta);
-        for (std::optional<Retained>* single : {&state->root, &state->fence_record}) {
-            if (!*single || (*single)->position.frame_sequence != sequence) continue;
-            let_go(*state, **single);
-            single->reset();
+        Retained entry = make_retained(record, {});
+        CO_TRY_ASSIGN(entry.position, co_await append_state(state, std::move(record)));
+        // A newer one may have come meanwhile: then this is needless.
+        bool is_newest = !state.is_dropped && *single && (*single)->position == old.position;
+        if (is_newest) {
+            hold(state, entry);
+        } else {
+            ring_.release(entry.position);
         }
     }
     co_return Result<void>{};
+}
+
+Task<Result<void>> LocalJournal::mark_damaged(VolumeState& state, uint64_t sequence,
+                                              const IsLost& is_lost) {
+    PROBE("replica.log.damaged_late");
+    const uint64_t device_offset = ring_.device_offset_of({sequence, 0, 0});
+    state.damage_lsn = std::max(state.damage_lsn, state.last_lsn);
+    for (const Retained& entry : state.meta) {
+        if (is_lost(entry)) state.damage_meta_lsn = std::max(state.damage_meta_lsn, entry.lsn);
+    }
+    state.damage = fmt::format(
+        "{} at offset {}: volume {}: journal frame {} with records up to LSN {} became unreadable",
+        device_.name(), device_offset, state.id, sequence, state.last_lsn);
+    LOG_ERROR("journal damaged volume={} reason=\"{}\"", state.id, state.damage);
+    CO_TRY(co_await write_damage(state, state.damage_lsn, device_offset));
+    if (state.is_dropped) co_return Result<void>{};
+    auto release_lost = [&](std::deque<Retained>& entries) {
+        std::erase_if(entries, [&](const Retained& entry) {
+            if (!is_lost(entry)) return false;
+            let_go(state, entry);
+            return true;
+        });
+    };
+    release_lost(state.data);
+    release_lost(state.meta);
+    if (state.log != nullptr && state.log->endangered_) state.log->endangered_();
+    co_return Result<void>{};
+}
+
+// The owner still had in memory what was lost, and a root says that it is in segments now.
+// LogRecovery decides the same from the records alone.
+void LocalJournal::heal(VolumeState& state, const Record& record, const format::RootBody& root) {
+    bool is_healed = state.damage_lsn && record.lsn > state.damage_lsn &&
+                     root.drained_lsn >= state.damage_lsn && root.meta_lsn >= state.damage_meta_lsn;
+    if (!is_healed) return;
+    PROBE("replica.log.healed");
+    LOG_INFO("journal healed volume={} device={}", state.id, device_.name());
+    state.damage.clear();
+    state.damage_lsn = state.damage_meta_lsn = Lsn(0);
+    if (state.damage_record) let_go(state, *state.damage_record);
+    state.damage_record.reset();
+}
+
+// ---- scrub ----
+
+Task<bool> LocalJournal::scrub(JournalScrub& scrub, uint64_t bytes) {
+    auto pass = gate_.enter();
+    if (!pass || device_.is_failed()) co_return false;
+    if (scrub.end == 0) scrub.end = ring_.newest_sequence() + 1;
+    uint64_t stop_at = scrub.bytes_checked + bytes;
+    while (scrub.bytes_checked < stop_at) {
+        scrub.next = std::max(scrub.next, ring_.tail_sequence());
+        if (scrub.next >= scrub.end || stopping_ || device_.is_failed()) co_return false;
+        co_await scrub_frame(scrub.next, scrub);
+        ++scrub.next;
+    }
+    co_return true;
+}
+
+Task<void> LocalJournal::scrub_frame(uint64_t sequence, JournalScrub& scrub) {
+    const uint64_t device_offset = ring_.device_offset_of({sequence, 0, 0});
+    auto frame = co_await ring_.read_frame(sequence);
+    auto problem = [&](const VolumeState& state, Lsn lsn) {
+        scrub.problems.push_back(
+            fmt::format("{} at offset {}: volume {}: journal frame {}: the record at LSN {} cannot "
+                        "be read back{}",
+                        device_.name(), device_offset, state.id, sequence, lsn,
+                        state.log == nullptr ? "" : "; what it says is drained from memory now"));
+    };
+    std::vector<RecordPosition> bad;
+    if (frame) {
+        for (const media::Ring::FrameRecord& found : *frame) {
+            scrub.bytes_checked += retained_bytes_of(found.record);
+            if (found.payload_is_good) continue;
+            const VolumeState* state = find_needed(found);
+            if (state == nullptr) continue;
+            problem(*state, found.record.lsn);
+            bad.push_back(found.position);
+        }
+    } else {
+        scrub.bytes_checked += kBlockBytes;
+        for (const auto& [id, state] : volumes_) {
+            auto look = [&](const Retained& entry) {
+                if (entry.position.frame_sequence != sequence || state->is_dropped) return;
+                problem(*state, entry.lsn);
+                bad.push_back(entry.position);
+            };
+            std::ranges::for_each(state->data, look);
+            std::ranges::for_each(state->meta, look);
+            for (const auto* single : {&state->root, &state->fence_record, &state->damage_record}) {
+                if (*single) look(**single);
+            }
+        }
+    }
+    if (bad.empty() || replays_ != 0) co_return;
+    IsLost is_bad = [bad](const Retained& entry) {
+        return std::ranges::find(bad, entry.position) != bad.end();
+    };
+    auto outcome = co_await give_up(sequence, std::move(is_bad), Whom::open_ones);
+    if (!outcome) scrub.problems.push_back(outcome.error().text());
 }
 
 }  // namespace peplos::replica

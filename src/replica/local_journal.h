@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <unordered_map>
@@ -37,6 +38,7 @@ class LocalJournal final : public Journal {
     Task<Result<void>> drop(VolumeId volume) override;
     std::vector<RetainedVolume> volumes() const override;
     JournalStats stats() const override;
+    Task<bool> scrub(JournalScrub& scrub, uint64_t bytes) override;
     Task<void> stop() override;
 
   private:
@@ -75,7 +77,15 @@ class LocalJournal final : public Journal {
     Task<Result<void>> reappend_tail();
     VolumeState* find_needed(const media::Ring::FrameRecord& found);
     Task<Result<void>> move_records(std::vector<media::Ring::FrameRecord> records);
+    // Which entries of one frame cannot be read back any more.
+    using IsLost = std::function<bool(const Retained&)>;
+    enum class Whom : uint8_t { all, open_ones };
+    Task<Result<void>> give_up(uint64_t sequence, IsLost is_lost, Whom whom = Whom::all);
     Task<Result<void>> give_up_frame(uint64_t sequence);
+    Task<Result<void>> rewrite_states(VolumeState& state, const IsLost& is_lost);
+    Task<Result<void>> mark_damaged(VolumeState& state, uint64_t sequence, const IsLost& is_lost);
+    Task<void> scrub_frame(uint64_t sequence, JournalScrub& scrub);
+    void heal(VolumeState& state, const format::Record& record, const format::RootBody& root);
 
     runtime::Env env_;
     media::Device& device_;
@@ -113,6 +123,8 @@ class LocalVolumeLog final : public VolumeLog {
     uint64_t retained_meta_bytes() const override;
     uint64_t retained_bytes_max() const override;
     bool is_short() const override;
+    bool is_endangered() const override;
+    void watch_endangered(std::function<void()> tell) override { endangered_ = std::move(tell); }
     void refuse_waiting(const Error& why, Waiting who) override;
 
   private:
@@ -126,6 +138,7 @@ class LocalVolumeLog final : public VolumeLog {
     const VolumeId volume_;
     const Epoch epoch_;
     const LogTail tail_;
+    std::function<void()> endangered_;
 };
 
 }  // namespace peplos::replica

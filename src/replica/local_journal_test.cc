@@ -545,6 +545,248 @@ TEST_F(JournalTest, ACorruptPayloadIsNeverServed) {
     log.reset();
 }
 
+// Where a retained value lies on the disk: searched, so that the test needs no layout.
+uint64_t find_block(sim::World& world, uint64_t value) {
+    Buffer want = block_of(value), have = Buffer::allocate(kBlockBytes);
+    for (uint64_t at = 0; at < kDiskBytes; at += kBlockBytes) {
+        world.disk(kPath).peek(at, have.bytes());
+        if (std::memcmp(want.data(), have.data(), kBlockBytes) == 0) return at;
+    }
+    CHECK(false, "the block is nowhere on the disk");
+    return 0;
+}
+
+// Another volume's writes, drained as they go, until the tail has passed `sequence`.
+void push_tail(JournalTest& test, VolumeLog& busy, uint64_t sequence) {
+    for (int i = 0; test.node.device->ring().tail_sequence() <= sequence; ++i) {
+        ASSERT_LT(i, 2000);
+        Lsn last = test.put(busy, write_of(1, i, 32));
+        if (i % 10 != 9) continue;
+        test.put(busy, seal_of(last));
+        busy.trim(last, Lsn(0));
+        if (i % 50 != 49) continue;
+        Lsn meta = busy.next_lsn();
+        test.put(busy, root_of(last, Lsn(meta.value - 1)));
+        busy.trim(last, Lsn(meta.value - 1));
+    }
+}
+
+TEST_F(JournalTest, WhatGoesBadInTheJournalIsHealedByAnOwnerThatStillHasIt) {
+    for (bool is_unreadable : {false, true}) {
+        for (bool is_metadata : {false, true}) {
+            auto slow = open(VolumeId(1), recorded.size() * 10 + 1);
+            Lsn last = slow->next_lsn();
+            put(*slow, write_of(5, 4711));
+            uint64_t sequence = node.device->ring().newest_sequence();
+            bool is_told = false;
+            slow->watch_endangered([&is_told] { is_told = true; });
+            uint64_t at = find_block(world, 4711) - (is_metadata ? kBlockBytes : 0);
+            if (is_unreadable) {
+                world.disk(kPath).add_fault({.operation = sim::DiskOperation::read,
+                                             .effect = sim::DiskEffect::io_error,
+                                             .offset = at,
+                                             .bytes = kBlockBytes});
+            } else {
+                world.disk(kPath).corrupt(at + 100);
+            }
+            auto busy = open(VolumeId(2 + recorded.size()), 1);
+            push_tail(*this, *busy, sequence);
+            EXPECT_TRUE(is_told);
+            EXPECT_TRUE(slow->is_endangered());
+            // What the owner does about it: a drain, then a checkpoint.
+            Lsn drained(slow->next_lsn().value - 1);
+            ASSERT_GE(drained, last);
+            Lsn seal = put(*slow, seal_of(drained));
+            EXPECT_TRUE(slow->is_endangered());
+            put(*slow, root_of(drained, seal));
+            slow->trim(drained, seal);
+            EXPECT_FALSE(slow->is_endangered());
+            slow.reset();
+            busy.reset();
+            world.disk(kPath).clear_faults();
+            crash();
+            begin();
+            slow = open(VolumeId(1), recorded.size() * 10 + 5);
+            EXPECT_EQ(slow->tail().outcome, LogOutcome::complete) << slow->tail().reason;
+            EXPECT_EQ(slow->tail().drained_lsn, drained);
+            slow.reset();
+            ok(world.run(node.journal->drop(VolumeId(1))));
+            recorded.erase(VolumeId(1));
+            end();
+            begin();
+        }
+    }
+}
+
+TEST_F(JournalTest, WhatGoesBadUnderNobodysEyesIsDamageForGood) {
+    auto slow = open(VolumeId(1), 1);
+    put(*slow, write_of(5, 4711));
+    uint64_t sequence = node.device->ring().newest_sequence();
+    slow.reset();
+    world.disk(kPath).corrupt(find_block(world, 4711) + 100);
+    auto busy = open(VolumeId(2), 1);
+    push_tail(*this, *busy, sequence);
+    EXPECT_GT(world.faults().probe_count("replica.log.damaged_late"), 0u);
+    busy.reset();
+    for (uint64_t epoch = 2; epoch < 4; ++epoch) {
+        slow = open(VolumeId(1), epoch);
+        EXPECT_EQ(slow->tail().outcome, LogOutcome::unknown);
+        EXPECT_NE(slow->tail().reason.find(kPath), std::string::npos) << slow->tail().reason;
+        slow.reset();
+        crash();
+        begin();
+    }
+    EXPECT_EQ(open(VolumeId(2), 2)->tail().outcome, LogOutcome::complete);
+}
+
+TEST_F(JournalTest, FencesAndRootsThatWentBadAreWrittenAnew) {
+    auto slow = open(VolumeId(1), 1);
+    uint64_t fence = node.device->ring().newest_sequence();
+    put(*slow, root_of(Lsn(0), Lsn(0)));
+    uint64_t root = node.device->ring().newest_sequence();
+    slow.reset();
+    auto& ring = node.device->ring();
+    for (uint64_t sequence : {fence, root})
+        world.disk(kPath).corrupt(ring.device_offset_of({sequence, 0, 0}) + 150);
+    auto busy = open(VolumeId(2), 1);
+    push_tail(*this, *busy, root);
+    EXPECT_GE(world.faults().probe_count("replica.log.rewrite"), 2u);
+    busy.reset();
+    crash();
+    begin();
+    slow = open(VolumeId(1), 2);
+    EXPECT_EQ(slow->tail().outcome, LogOutcome::complete) << slow->tail().reason;
+    ASSERT_TRUE(slow->tail().root.has_value());
+    EXPECT_EQ(slow->tail().root->size_blocks, 9u);
+    EXPECT_EQ(slow->tail().fence_before, Epoch(1));
+}
+
+TEST_F(JournalTest, AScrubFindsWhatWentBadAndTellsTheOwner) {
+    auto log = open(VolumeId(1), 1);
+    put(*log, write_of(1, 11));
+    put(*log, write_of(2, 4711));
+    auto closed = open(VolumeId(2), 1);
+    put(*closed, write_of(2, 4712));
+    closed.reset();
+    JournalScrub clean;
+    while (world.run(node.journal->scrub(clean, kMiB))) {
+    }
+    EXPECT_TRUE(clean.problems.empty());
+    EXPECT_GT(clean.bytes_checked, 3u * kBlockBytes);
+    world.disk(kPath).corrupt(find_block(world, 4711) + 9);
+    world.disk(kPath).corrupt(find_block(world, 4712) + 9);
+    JournalScrub scrub;
+    while (world.run(node.journal->scrub(scrub, kMiB))) {
+    }
+    ASSERT_EQ(scrub.problems.size(), 2u);
+    EXPECT_NE(scrub.problems[0].find("LSN 2"), std::string::npos) << scrub.problems[0];
+    EXPECT_NE(scrub.problems[0].find(kPath), std::string::npos) << scrub.problems[0];
+    EXPECT_TRUE(log->is_endangered());
+    put(*log, seal_of(Lsn(2)));
+    put(*log, root_of(Lsn(2), Lsn(3)));
+    EXPECT_FALSE(log->is_endangered());
+    log.reset();
+    crash();
+    begin();
+    EXPECT_EQ(open(VolumeId(1), 2)->tail().outcome, LogOutcome::complete);
+    EXPECT_EQ(open(VolumeId(2), 2)->tail().outcome, LogOutcome::unknown);
+}
+
+TEST_F(JournalTest, TwoLostFramesInARow) {
+    auto hurt = open(VolumeId(1), 1);
+    put(*hurt, write_of(1, 11));
+    auto other = open(VolumeId(2), 1);
+    put(*other, write_of(1, 21));
+    put(*hurt, write_of(2, 12));  // lost; its witness is lost with the next
+    uint64_t first = node.device->ring().newest_sequence();
+    put(*hurt, write_of(3, 13));  // lost
+    put(*other, write_of(2, 22));
+    uint64_t place = node.device->ring().device_offset_of({first, 0, 0});
+    hurt.reset();
+    other.reset();
+    end();
+    world.disk(kPath).corrupt(place + 40);
+    world.disk(kPath).corrupt(place + 2 * kBlockBytes + 40);
+    begin();
+    for (uint64_t epoch = 2; epoch < 4; ++epoch) {
+        EXPECT_EQ(open(VolumeId(1), epoch)->tail().outcome, LogOutcome::unknown);
+        auto fine = open(VolumeId(2), epoch);
+        EXPECT_EQ(fine->tail().outcome, LogOutcome::complete) << fine->tail().reason;
+        EXPECT_EQ(replay(*fine).size(), 2u);
+        fine.reset();
+        crash();
+        begin();
+    }
+}
+
+Record zero_of(uint64_t lba) {
+    Record record;
+    record.type = RecordType::zero;
+    record.lba = Lba(lba);
+    record.block_count = 1;
+    return record;
+}
+
+Task<void> append_one(VolumeLog& log, int* done) {
+    CHECK(co_await log.append(zero_of(1)));
+    ++*done;
+}
+
+// A frame with records of more volumes than a frame has witnesses: when it is lost, a volume that
+// said nothing later cannot be proven whole; one that did is known.
+TEST_F(JournalTest, AFrameOfMoreVolumesThanWitnesses) {
+    constexpr uint64_t kVolumes = 4 * format::kFrameWitnessCountMax;
+    std::vector<std::unique_ptr<VolumeLog>> logs;
+    for (uint64_t v = 1; v <= kVolumes; ++v)
+        logs.push_back(open(VolumeId(v), 1));
+    int done = 0;
+    uint64_t before = node.device->ring().newest_sequence();
+    for (auto& log : logs)
+        runtime::spawn(world.env().executor, append_one(*log, &done));
+    world.run_until_idle();
+    ASSERT_EQ(done, static_cast<int>(kVolumes));
+    ASSERT_EQ(node.device->ring().newest_sequence(), before + 2);
+    uint64_t place = node.device->ring().device_offset_of({before + 2, 0, 0});
+    put(*logs[5], zero_of(2));
+    logs.clear();
+    end();
+    world.disk(kPath).corrupt(place + 40);
+    begin();
+    uint64_t complete = 0;
+    for (uint64_t v = 1; v <= kVolumes; ++v) {
+        auto log = open(VolumeId(v), 2);
+        bool is_complete = log->tail().outcome == LogOutcome::complete;
+        complete += is_complete ? 1 : 0;
+        // Whoever is called complete has what was acknowledged.
+        if (is_complete) EXPECT_EQ(replay(*log).size(), v == 6 ? 2u : 1u) << v;
+    }
+    EXPECT_LE(complete, 1u) << "only the one that said something later can be";
+}
+
+TEST_F(JournalTest, AFloodOfTrimsLeavesRoomForSeals) {
+    auto log = open(VolumeId(1), 1);
+    uint64_t count = 0;
+    Record record = zero_of(0);
+    for (; Admission admission = log->try_admit(record); ++count) {
+        record.lsn = log->next_lsn();
+        ok(world.run(log->wait(log->submit(std::move(record), std::move(admission)))));
+        record = zero_of(count);
+    }
+    EXPECT_GT(count, 1000u);
+    // Now they wait in line; a seal does not.
+    int done = 0;
+    runtime::spawn(world.env().executor, append_one(*log, &done));
+    Lsn last(log->next_lsn().value - 1);
+    put(*log, seal_of(last));
+    log->trim(last, Lsn(0));
+    world.run_until_idle();
+    EXPECT_EQ(done, 1);
+    log.reset();
+    crash();
+    begin();
+    EXPECT_EQ(open(VolumeId(1), 2)->tail().outcome, LogOutcome::complete);
+}
+
 // ---- power loss against a model ----
 
 // What one volume's log must hold: every acknowledged value by LSN.

@@ -215,6 +215,9 @@ uint64_t LocalVolumeLog::retained_bytes() const {
 uint64_t LocalVolumeLog::retained_meta_bytes() const {
     return state_ == nullptr ? 0 : state_->meta_bytes;
 }
+bool LocalVolumeLog::is_endangered() const {
+    return state_ != nullptr && state_->damage_lsn;
+}
 void LocalVolumeLog::refuse_waiting(const Error& why, Waiting who) {
     if (state_ != nullptr) state_->share.refuse_all(why);
     journal_->ring_.refuse_waiting(why, who == Waiting::own ? this : nullptr);

@@ -57,6 +57,7 @@ LogRecovery::Volume LogRecovery::fold(VolumeId id, const Indices& indices) {
 void LogRecovery::take_newest(const Indices& indices, Volume& out) {
     const Record* root = nullptr;
     const Record* fence = nullptr;
+    const format::DamageBody* damaged = nullptr;
     for (size_t i : indices) {
         const Record& record = at(i).record;
         out.lineage = record.lineage;
@@ -70,10 +71,19 @@ void LogRecovery::take_newest(const Indices& indices, Volume& out) {
             out.drained_lsn = std::max(out.drained_lsn, seal->drained_lsn);
         if (const auto* lost = std::get_if<format::DamageBody>(&record.body)) {
             out.last_lsn = std::max(out.last_lsn, lost->last_lsn);
-            out.is_damage_durable = true;
-            damage(out, lost->device_offset,
-                   fmt::format("a record up to LSN {} was lost there earlier", lost->last_lsn));
+            if (damaged == nullptr || lost->last_lsn > damaged->last_lsn) damaged = lost;
         }
+    }
+    // An owner that had it all in memory went on, and a later root covers what was lost: only the
+    // chains speak of what is above it.
+    const auto* body = root == nullptr ? nullptr : std::get_if<format::RootBody>(&root->body);
+    bool is_healed = damaged != nullptr && body != nullptr && root->lsn > damaged->last_lsn &&
+                     body->drained_lsn >= damaged->last_lsn;
+    out.is_healed = is_healed;
+    if (damaged != nullptr && !is_healed) {
+        out.is_damage_durable = true;
+        damage(out, damaged->device_offset,
+               fmt::format("a record up to LSN {} was lost there earlier", damaged->last_lsn));
     }
     if (fence != nullptr) out.tokens = std::get<format::FenceBody>(fence->body);
     out.is_dropped = out.fence == kDroppedEpoch;
@@ -105,6 +115,7 @@ void LogRecovery::keep_needed(const Indices& indices, Volume& out) {
         bool is_needed = !out.is_dropped;
         if (format::is_data(record.type)) is_needed &= record.lsn > out.drained_lsn;
         if (format::is_meta(record.type)) is_needed &= record.lsn > out.meta_lsn;
+        if (record.type == RecordType::damage) is_needed &= !out.is_healed;
         if (!is_needed) {
             unneeded_.push_back(at(i).position);
         } else if (format::is_data(record.type)) {

@@ -33,6 +33,7 @@ class LogRecovery {
         uint64_t damage_offset = 0;
         bool is_dropped = false;
         bool is_damage_durable = false;
+        bool is_healed = false;  // of an earlier damage
     };
 
     // `device` is for messages; offset_of gives a position's device offset.

@@ -124,6 +124,10 @@ struct VolumeState {
     std::optional<Retained> fence_record;
     std::optional<Retained> damage_record;
     std::string damage;  // why the log cannot be trusted; empty: it can
+    // What was lost while this process held the log lies at or below these. An owner that still has
+    // it in memory heals the log: a root above them that covers it all.
+    Lsn damage_lsn;
+    Lsn damage_meta_lsn;
 
     Share share;
     LocalVolumeLog* log = nullptr;  // the one that is not fenced

@@ -190,15 +190,18 @@ Result<void> BlockMap::install_leaf(uint64_t leaf_index, Bytes page) {
     std::array<LeafItem, format::kLeafEntryCount> items;
     Slot& slot = *slot_of(leaf_index);
     CHECK(slot.leaf == nullptr, "leaf {} was changed while it was loaded", leaf_index);
-    TRY_ASSIGN(const uint32_t count,
-               decode_leaf(page, identity_of(PageKind::leaf, leaf_index), slot.page, items));
+    const Result<uint32_t> decoded =
+        decode_leaf(page, identity_of(PageKind::leaf, leaf_index), slot.page, items);
+    if (!decoded) return fail(reader_.corrupt_at(slot.page, decoded.error()));
+    const uint32_t count = *decoded;
     for (const LeafItem& item : std::span(items).first(count)) {
         const uint32_t segment = item.entry.place.segment_index();
         if (segments_.find(segment) == nullptr) {
-            return fail(Code::corrupt,
-                        "map leaf {} of volume {}: block {} is said to be in segment index {}, "
-                        "which the volume does not have",
-                        leaf_index, identity_.volume, item.index, segment);
+            Error error(Code::corrupt,
+                        fmt::format("map leaf {} of volume {}: block {} is said to be in segment "
+                                    "index {}, which the volume does not have",
+                                    leaf_index, identity_.volume, item.index, segment));
+            return fail(reader_.corrupt_at(slot.page, std::move(error)));
         }
     }
     auto* leaf = new Leaf(this, leaf_index);

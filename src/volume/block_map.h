@@ -163,6 +163,10 @@ class BlockMap {
     // Recomputes every live count from every leaf (loading all of them, outside the cache) and
     // compares. Requires: no apply and no checkpoint run meanwhile. Errors: as lookup.
     runtime::Task<Result<Audit>> audit();
+    // Reads every page of the map that lies in map segment `index` and checks it against its
+    // parent. What is wrong goes to `problems`, with its place; returns the bytes checked.
+    // Requires: no checkpoint runs meanwhile.
+    runtime::Task<uint64_t> scrub_segment(uint32_t index, std::vector<std::string>& problems);
     // Resident bytes without the leaves.
     uint64_t memory_bytes() const;
     uint64_t leaf_count() const;  // leaves that map something or are dirty
@@ -258,6 +262,8 @@ class BlockMap {
     // The first leaf at or after `leaf_index` that may map something, or `end`.
     uint64_t next_mapped(uint64_t leaf_index, uint64_t end);
 
+    std::vector<PageRead> pages_in(uint32_t segment_index) const;
+    Result<void> check_page(const PageRead& page, Bytes bytes) const;
     // Load.
     runtime::Task<Result<format::RootPage>> load_root(RootRef ref);
     Result<void> load_interior(uint64_t key, const format::PageSlot& slot, Bytes page);

@@ -42,7 +42,11 @@ Task<Result<RootPage>> BlockMap::load_root(RootRef ref) {
     Buffer bytes = Buffer::allocate(round_up(offset + ref.bytes, kBlockBytes) - begin);
     CO_TRY(co_await store_.read(ref.segment, begin, bytes));
     const Bytes page = bytes.bytes().subspan(offset - begin, ref.bytes);
-    co_return decode_root(page, identity_of(PageKind::root, 0), ref);
+    auto decoded = decode_root(page, identity_of(PageKind::root, 0), ref);
+    if (!decoded) {
+        co_return fail(store_.corrupt_at(ref.segment, offset, std::move(decoded).error()));
+    }
+    co_return decoded;
 }
 
 Result<void> BlockMap::load_interior(uint64_t key, const PageSlot& slot, Bytes page) {
@@ -191,6 +195,71 @@ Task<Result<BlockMap::Audit>> BlockMap::audit() {
             segment == nullptr ? SegmentId{} : segment->id, index, live, counts[index]));
     }
     co_return audit;
+}
+
+// Scrub ----------------------------------------------------------------------------------------
+
+namespace {
+
+// The two highest bits of a key tell the kinds of pages apart; none of them: a leaf.
+constexpr uint64_t kInteriorBit = uint64_t{1} << 63;
+constexpr uint64_t kTableBit = uint64_t{1} << 62;
+
+}  // namespace
+
+std::vector<PageRead> BlockMap::pages_in(uint32_t segment_index) const {
+    std::vector<PageRead> pages;
+    const auto add = [&](const PageSlot& slot, uint64_t key) {
+        if (slot && slot.place.segment_index() == segment_index) pages.push_back({slot, key});
+    };
+    for (uint64_t key = 0; key < interiors_.size(); ++key) {
+        const Interior* interior = interiors_[key].get();
+        if (interior == nullptr) continue;
+        add(interior->page, key | kInteriorBit);
+        for (uint32_t i = 0; i < interior->slot_count; ++i)
+            add(interior->slots[i].page, key * kSlotCount + i);
+    }
+    for (uint64_t key = 0; key < segments_.pages_.size(); ++key)
+        add(segments_.pages_[key].slot, key | kTableBit);
+    return pages;
+}
+
+Result<void> BlockMap::check_page(const PageRead& page, Bytes bytes) const {
+    if ((page.key & kInteriorBit) != 0) {
+        std::array<PageSlot, format::kInteriorSlotCount> slots;
+        const uint64_t key = page.key & ~kInteriorBit;
+        return decode_interior(bytes, identity_of(PageKind::interior, key), page.slot, slots);
+    }
+    if ((page.key & kTableBit) != 0) {
+        std::vector<SegmentEntry> entries(format::kSegmentPageEntryCount);
+        const uint64_t key = page.key & ~kTableBit;
+        return decode_segments(bytes, identity_of(PageKind::segments, key), page.slot, entries);
+    }
+    std::array<LeafItem, format::kLeafEntryCount> items;
+    TRY(decode_leaf(bytes, identity_of(PageKind::leaf, page.key), page.slot, items));
+    return {};
+}
+
+Task<uint64_t> BlockMap::scrub_segment(uint32_t index, std::vector<std::string>& problems) {
+    uint64_t bytes_checked = 0;
+    std::vector<PageRead> pages = pages_in(index);
+    for (const PageRead& page : pages) {
+        Result<Buffer> bytes = co_await reader_.read(page.slot);
+        bytes_checked += page.slot.place.length_bytes();
+        Result<void> checked;
+        if (!bytes) {
+            checked = fail(std::move(bytes).error());
+        } else if (checked = check_page(page, bytes->bytes()); !checked) {
+            checked = fail(reader_.corrupt_at(page.slot, std::move(checked).error()));
+        }
+        if (!checked) problems.push_back(checked.error().message());
+    }
+    if (durable_root_ && durable_root_->segment_index == index) {
+        Result<RootPage> root = co_await load_root(*durable_root_);
+        bytes_checked += durable_root_->bytes;
+        if (!root) problems.push_back(root.error().message());
+    }
+    co_return bytes_checked;
 }
 
 uint64_t BlockMap::memory_bytes() const {

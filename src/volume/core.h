@@ -212,6 +212,7 @@ struct VolumeCore {
     Task<Result<void>> remove_dead_locked();
     Task<Result<void>> relocate(std::vector<uint32_t> indexes, uint8_t lifetime_class);
     Task<Result<ScrubResult>> scrub(uint32_t index);
+    Task<void> scrub_sealed(uint32_t index, ScrubResult& out);
     Task<Result<std::string>> dump_map();
     // Appends a meta record and, once durable, runs nothing: the caller applies. Requires: meta
     // is locked. Gives the LSN.

@@ -73,6 +73,12 @@ Task<Result<void>> MapPages::sync() {
     co_return co_await seal_open();
 }
 
+Error MapPages::corrupt_at(SegmentId segment, uint64_t offset, Error error) {
+    SegmentHandle handle = set_.locate(segment);
+    if (!handle || error.code() != Code::corrupt) return error;
+    return handle.store->corrupt_at(handle.pin, offset, error.message());
+}
+
 Task<Result<void>> MapPages::read(SegmentId segment, uint64_t offset, Buffer into) {
     SegmentHandle handle = set_.locate(segment);
     if (!handle) {

@@ -18,6 +18,7 @@ class MapPages final : public PageStore {
     runtime::Task<Result<PageRun>> append(Buffer pages) override;
     runtime::Task<Result<void>> sync() override;
     runtime::Task<Result<void>> read(SegmentId segment, uint64_t offset, Buffer into) override;
+    Error corrupt_at(SegmentId segment, uint64_t offset, Error error) override;
 
     uint64_t appended_bytes() const { return appended_bytes_; }
 

@@ -54,6 +54,7 @@ class RamPageStore final : public PageStore {
         if (open_) close_segment();
         co_return Result<void>{};
     }
+    Error corrupt_at(SegmentId, uint64_t, Error error) override { return error; }
     Task<Result<void>> read(SegmentId segment, uint64_t offset, Buffer into) override {
         ++read_count_;
         if (reads_held_) co_await released_.wait();

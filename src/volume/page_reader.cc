@@ -41,6 +41,12 @@ Result<SegmentId> PageReader::segment_of(format::Place place) const {
     return entry->id;
 }
 
+Error PageReader::corrupt_at(const format::PageSlot& slot, Error error) const {
+    Result<SegmentId> id = segment_of(slot.place);
+    if (!id) return error;
+    return store_.corrupt_at(*id, slot.place.offset_bytes(), std::move(error));
+}
+
 Task<Result<Buffer>> PageReader::read(format::PageSlot slot) {
     CO_TRY_ASSIGN(const SegmentId id, segment_of(slot.place));
     const uint64_t begin = round_down(slot.place.offset_bytes(), kBlockBytes);
@@ -68,7 +74,8 @@ Task<Result<void>> PageReader::read_window(std::shared_ptr<Reading> reading, siz
         const PageRead& page = reading->pages[i];
         const Bytes at = bytes.bytes().subspan(page.slot.place.offset_bytes() - begin,
                                                page.slot.place.length_bytes());
-        CO_TRY(reading->handler(page, at));
+        Result<void> handled = reading->handler(page, at);
+        if (!handled) co_return fail(corrupt_at(page.slot, std::move(handled).error()));
     }
     co_return Result<void>{};
 }

@@ -37,6 +37,9 @@ class PageReader {
     // an error. Errors: as read, the handler's, stopping (the gate is closed).
     runtime::Task<Result<void>> read_all(std::vector<PageRead> pages, Handler handler);
 
+    // An error found in the bytes of that page, with its place in front.
+    Error corrupt_at(const format::PageSlot& slot, Error error) const;
+
   private:
     struct Reading;
     runtime::Task<void> work(std::shared_ptr<Reading> reading);

@@ -34,6 +34,9 @@ class PageStore {
     // behind the end of what append wrote, rounded up to 4 KiB. Concurrent reads are allowed.
     // Errors: io_error, not_found (no such segment), unavailable.
     virtual runtime::Task<Result<void>> read(SegmentId segment, uint64_t offset, Buffer into) = 0;
+    // The bytes of a page there turned out to be corrupt: the error with the place, device
+    // included, in front.
+    virtual Error corrupt_at(SegmentId segment, uint64_t offset, Error error) = 0;
 };
 
 }  // namespace peplos::volume

@@ -86,13 +86,10 @@ Task<Result<void>> read_runs(VolumeCore& core, ReadPlan& plan) {
 
 Error VolumeCore::corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba) {
     ++counters.corrupt_blocks;
-    Error error(Code::corrupt,
-                fmt::format("volume {} block {}: segment {}, {} bytes in, does not match its "
-                            "checksum; restore the block from a copy or a backup",
-                            params.id, lba, handle.id(), place.offset_bytes()));
-    LOG_ERROR("corrupt block volume={} lba={} segment={} unit={} offset={}", params.id, lba,
-              handle.id(), handle.pin.info().first_unit, place.offset_bytes());
-    return error;
+    return handle.store->corrupt_at(
+        handle.pin, place.offset_bytes(),
+        fmt::format("block {} does not match its checksum; restore it from a copy or a backup",
+                    lba));
 }
 
 Task<Result<void>> VolumeCore::read_blocks(Lba first, Buffer into) {

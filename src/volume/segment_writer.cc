@@ -110,25 +110,29 @@ Task<Result<void>> seal_segment(WrittenSegment& segment) {
 
 Task<Result<SealedIndex>> read_index(SegmentHandle handle) {
     Buffer front = Buffer::allocate(format::kSegmentDataOffset);
-    auto read = co_await handle.store->read(handle.pin, 0, front);
-    if (!read) co_return fail(std::move(read).error());
+    CO_TRY(co_await handle.store->read(handle.pin, 0, front));
+    auto corrupt = [&handle](uint64_t offset, const Error& error) {
+        if (error.code() != Code::corrupt) return error;
+        return handle.store->corrupt_at(handle.pin, offset, error.message());
+    };
     auto decoded = format::decode_segment_front(front.bytes(), handle.id());
-    if (!decoded) co_return fail(std::move(decoded).error());
+    if (!decoded) co_return fail(corrupt(0, decoded.error()));
     if (!decoded->has_value()) {
-        co_return fail(Code::corrupt, "segment {} was sealed, and its footer is gone", handle.id());
+        co_return fail(handle.store->corrupt_at(handle.pin, format::kSegmentFooterOffset,
+                                                "it was sealed, and its footer is gone"));
     }
     SealedIndex out;
     out.footer = **decoded;
     if (out.footer.entry_count == 0) co_return out;
     if (out.footer.bytes() > handle.bytes()) {
-        co_return fail(Code::corrupt, "segment {} claims {} bytes in a run of {}", handle.id(),
-                       out.footer.bytes(), handle.bytes());
+        co_return fail(handle.store->corrupt_at(
+            handle.pin, format::kSegmentFooterOffset,
+            fmt::format("it claims {} bytes in a run of {}", out.footer.bytes(), handle.bytes())));
     }
     Buffer index = Buffer::allocate(out.footer.index_bytes());
-    read = co_await handle.store->read(handle.pin, out.footer.index_offset(), index);
-    if (!read) co_return fail(std::move(read).error());
+    CO_TRY(co_await handle.store->read(handle.pin, out.footer.index_offset(), index));
     auto entries = format::decode_segment_index(out.footer, index.bytes());
-    if (!entries) co_return fail(std::move(entries).error());
+    if (!entries) co_return fail(corrupt(out.footer.index_offset(), entries.error()));
     out.entries = std::move(*entries);
     co_return out;
 }

@@ -43,7 +43,8 @@ Task<Result<void>> VolumeCore::checkpoint() {
 }
 
 Task<Result<void>> VolumeCore::checkpoint_locked() {
-    if (meta_lsn == map->durable_meta_lsn() && map->durable_root().has_value()) {
+    bool is_covered = meta_lsn == map->durable_meta_lsn() && map->durable_root().has_value();
+    if (is_covered && !log->is_endangered()) {
         co_return co_await remove_dead_locked();
     }
     Lsn cut_drained, cut_meta;
@@ -316,39 +317,56 @@ Task<Result<void>> VolumeCore::relocate(std::vector<uint32_t> indexes, uint8_t l
 
 Task<Result<ScrubResult>> VolumeCore::scrub(uint32_t index) {
     ScrubResult out;
-    const SegmentHandle* found = segments.find(index);
     const SegmentEntry* entry = map->segments().find(index);
-    if (found == nullptr || entry == nullptr || entry->state != SegmentState::sealed) {
-        co_return out;
+    if (entry == nullptr || entry->state != SegmentState::sealed) co_return out;
+    if (entry->kind == static_cast<uint8_t>(SegmentKind::map)) {
+        // Pages move with checkpoints only.
+        auto guard = co_await upkeep.lock();
+        CO_TRY(healthy());
+        co_await scrub_sealed(index, out);
+        out.bytes_checked += co_await map->scrub_segment(index, out.problems);
+    } else {
+        co_await scrub_sealed(index, out);
+    }
+    co_return out;
+}
+
+// Header, footer, index and blocks of any segment.
+Task<void> VolumeCore::scrub_sealed(uint32_t index, ScrubResult& out) {
+    const SegmentHandle* found = segments.find(index);
+    if (found == nullptr) {
+        const SegmentEntry* entry = map->segments().find(index);
+        if (entry == nullptr || entry->state != SegmentState::sealed) co_return;
+        out.problems.push_back(
+            fmt::format("volume {}: segment {} with {} live blocks is on none of this node's "
+                        "devices",
+                        params.id, entry->id, entry->live_count));
+        co_return;
     }
     SegmentHandle handle = *found;
-    auto problem = [&](uint64_t offset, std::string_view what) {
-        out.problems.push_back(fmt::format("volume {} segment {} (unit {}) offset {}: {}",
-                                           params.id, handle.id(), handle.pin.info().first_unit,
-                                           offset, what));
-    };
     auto sealed = co_await read_index(handle);
     if (!sealed) {
-        problem(0, sealed.error().message());
-        co_return out;
+        out.problems.push_back(sealed.error().message());
+        co_return;
     }
     const format::SegmentFooter& footer = sealed->footer;
     if (footer.header.volume != params.id || footer.header.lineage != params.lineage) {
-        problem(0, "belongs to another volume");
+        Error error = handle.store->corrupt_at(handle.pin, 0, "it belongs to another volume");
+        out.problems.push_back(error.message());
     }
     out.bytes_checked += format::kSegmentDataOffset + footer.index_bytes();
+    Buffer block = Buffer::allocate(kBlockBytes);
     for (const format::SegmentIndexEntry& item : sealed->entries) {
         uint64_t offset = uint64_t{item.offset_units} * format::kPlaceUnitBytes;
-        Buffer block = Buffer::allocate(kBlockBytes);
         auto read = co_await handle.store->read(handle.pin, offset, block);
         if (!read) {
-            problem(offset, read.error().message());
+            out.problems.push_back(read.error().message());
         } else if (crc32c(block.bytes()) != item.crc) {
-            problem(offset, fmt::format("block {} does not match its checksum", item.lba));
+            Error error = corrupt_block(handle, format::Place::block(index, offset), item.lba);
+            out.problems.push_back(error.message());
         }
         out.bytes_checked += kBlockBytes;
     }
-    co_return out;
 }
 
 Task<Result<std::string>> VolumeCore::dump_map() {

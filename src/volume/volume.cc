@@ -108,6 +108,10 @@ Task<Result<void>> VolumeCore::start(bool is_new) {
     auto opened = co_await resources.journal.open(std::move(request));
     if (!opened) co_return fail(std::move(opened).error());
     log = std::move(*opened);
+    log->watch_endangered([this] {
+        noticed = false;
+        notice();
+    });
     const replica::LogTail& tail = log->tail();
     if (tail.outcome != replica::LogOutcome::complete) {
         co_return fail(Code::unavailable,
@@ -174,7 +178,7 @@ void VolumeCore::notice() {
 Task<void> VolumeCore::maintain_alone() {
     auto outcome = co_await drain();
     if (outcome && (replay_bytes >= kReplayBytesAlone || resources.leaf_cache.needs_checkpoint() ||
-                    pressure().is_meta_heavy())) {
+                    pressure().is_meta_heavy() || log->is_endangered())) {
         outcome = co_await checkpoint();
     }
     noticed = false;
@@ -196,6 +200,7 @@ Pressure VolumeCore::pressure() const {
     out.retained_bytes = log->retained_bytes();
     out.retained_meta_bytes = log->retained_meta_bytes();
     out.retained_bytes_max = log->retained_bytes_max();
+    out.is_endangered = log->is_endangered();
     out.journal_is_short = log->is_short();
     out.writes_wait = waiting != 0;
     return out;

@@ -55,6 +55,7 @@ struct Pressure {
     uint64_t retained_bytes = 0;       // pinned in the journal's ring
     uint64_t retained_meta_bytes = 0;  // of these, what only a checkpoint frees
     uint64_t retained_bytes_max = 0;
+    bool is_endangered = false;  // records went bad in the journal: drain and checkpoint now
     bool journal_is_short = false;
     bool writes_wait = false;  // somebody waits for overlay room, journal room or extents
 
@@ -148,7 +149,7 @@ class Volume final : public BlockDevice {
     // Errors: corrupt (named; its other blocks are moved), no_space, io_error.
     runtime::Task<Result<void>> relocate(std::vector<uint32_t> segment_indexes,
                                          uint8_t lifetime_class);
-    // Checks header, footer, index and every block of one segment.
+    // Checks header, footer, index and every block of one segment, or every map page in it.
     runtime::Task<Result<ScrubResult>> scrub(uint32_t segment_index);
 
     // The whole map as text lines "lba place crc" of mapped blocks in order, for tests.
