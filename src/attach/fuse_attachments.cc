@@ -177,7 +177,13 @@ Task<Result<void>> FuseAttachments::format_if_blank(Attachment& a, Formatted for
 Task<Result<void>> FuseAttachments::mount(Attachment& a) {
     a.info.problem.clear();
     CO_TRY(co_await grow_before_mount(a));
-    CO_TRY(co_await host_.mount_fs(a.spec.fs, a.info.device, a.paths.fs));
+    auto mounted = co_await host_.mount_fs(a.spec.fs, a.info.device, a.paths.fs);
+    if (!mounted) {
+        // A child of a daemon that was killed may have mounted it this very moment.
+        bool is_there =
+            mounted.error().code() == Code::busy && co_await host_.is_mounted(a.paths.fs);
+        if (!is_there) co_return std::unexpected(std::move(mounted).error());
+    }
     a.mounted = true;
     CO_TRY(co_await finish_mount(a));
     co_return Result<void>();

@@ -7,10 +7,12 @@ Each case has a world of its own (world.py) and a bound on its time.
 """
 
 import argparse
+import dataclasses
 import importlib
 import os
 import pkgutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -18,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import leftovers  # noqa: E402
 from world import BIN, Failed, World  # noqa: E402
 
 
@@ -62,15 +65,36 @@ def run_case(name, function, log_dir, long_seconds):
         problem = traceback.format_exc()
     finally:
         signal.alarm(0)
-        signal.alarm(120)
-        try:
-            left = world.stop()
-        except Late:
-            left = ["cleaning up took longer than 120 s"]
-        signal.alarm(0)
-    if problem is None and left:
-        problem = "; ".join(left)
+        ended = end_world(world)
+    # A case that failed may have left its world in any state; one that passed may not.
+    if problem is None and ended.problems:
+        problem = "; ".join(ended.problems)
+    if ended.left:
+        problem = "\n".join(([problem] if problem else []) + [f"left: {x}" for x in ended.left])
     return problem
+
+
+@dataclasses.dataclass
+class Ended:
+    problems: list  # with its end
+    left: list      # on the host, after its end
+
+
+def end_world(world):
+    """Stops it and looks what is left on the host. Whatever that is, it is gone afterwards."""
+    signal.alarm(150)
+    try:
+        ended = Ended(world.stop(), world.left())
+    except Late:
+        ended = Ended(["cleaning up took longer than 150 s"], leftovers.find(world.paths))
+    signal.alarm(60)
+    try:
+        if ended.left:
+            leftovers.sweep(world.paths, world.fuse_connections, world.containers)
+    except Late:
+        ended.problems.append("sweeping up took longer than 60 s")
+    signal.alarm(0)
+    return ended
 
 
 def main():
@@ -98,6 +122,9 @@ def main():
             return 1
     signal.signal(signal.SIGALRM, on_alarm)
     signal.signal(signal.SIGTERM, on_stop)
+    if not os.path.ismount(leftovers.CONNECTIONS):
+        subprocess.run(["mount", "-t", "fusectl", "none", leftovers.CONNECTIONS], check=False)
+    leftovers.sweep_dead_runs()
     passed, failed = 0, []
     for name in arguments.cases or cases:
         began = time.monotonic()

@@ -14,6 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import leftovers
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(os.environ.get("PEPLOS_BIN", REPOSITORY / "build/release/src"))
 IMAGE = "peplos-test/busybox"
@@ -79,6 +81,9 @@ class World:
         self.processes = {}
         self.loops = []
         self.undo = []  # called in reverse by stop()
+        self.fuse_connections = set()  # ours, as far as they were seen
+        self.containers = set()
+        self.interfaces_before = leftovers.interfaces()
         for folder in (self.root, self.run_dir, self.log_dir, Path("/run/docker/plugins")):
             folder.mkdir(parents=True, exist_ok=True)
         for old in self.log_dir.glob("*.log"):  # of an earlier run: a case may read its logs
@@ -107,6 +112,7 @@ class World:
         return process
 
     def kill(self, key, how=signal.SIGKILL, seconds=30):
+        self.take_notes()
         process = self.processes.pop(key, None)
         if process is None:
             return
@@ -238,56 +244,55 @@ class World:
 
     # --- the end ---
 
+    @property
+    def paths(self):
+        return [self.run_dir, self.root]
+
     def mounts(self):
-        text = Path("/proc/self/mountinfo").read_text()
-        places = [line.split()[4] for line in text.splitlines()]
-        return [place for place in places
-                if place.startswith((str(self.run_dir) + "/", str(self.root) + "/"))]
+        return [words[4] for words in leftovers.mount_lines(self.paths)]
 
     def volume_mounts(self):
         return [place for place in self.mounts() if place.startswith(str(self.run_dir) + "/mnt/")]
 
     def loop_devices(self):
-        """Loop devices whose file lies below this world: FUSE files and the small disks."""
-        # From sysfs: losetup asks each device, and one that hangs (of another test) stops it.
-        found = []
-        for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-            try:
-                file = entry.read_text()
-            except OSError:
-                continue
-            if str(self.run_dir) + "/" in file or str(self.root) + "/" in file:
-                found.append(f"/dev/{entry.parts[3]}")
-        return found
+        return leftovers.loops_of(self.paths)
+
+    def take_notes(self):
+        """What can be told only while it is there, for the question what is left of it."""
+        self.fuse_connections |= leftovers.connections_of(self.paths)
+        self.containers |= {folder.name for folder in (self.root / "docker/containers").glob("*")}
 
     def stop(self):
-        """Takes everything away, whatever state it is in. Returns what was left over."""
+        """Takes everything away, whatever state it is in. Returns what went wrong with it."""
         problems = []
-        for action in reversed(self.undo):
+
+        def attempt(what, action):
             try:
                 action()
             except Exception as error:  # the rest must still be undone
-                problems.append(f"undo: {error}")
-        if "dockerd" in self.processes:
-            containers = self.docker("ps", "-aq", check=False).stdout.split()
-            if containers:
-                self.docker("rm", "-f", *containers, check=False)
+                problems.append(f"{what}: {error}")
+
+        self.take_notes()
+        for action in reversed(self.undo):
+            attempt("undo", action)
+        if "dockerd" in self.processes and self.processes["dockerd"].poll() is None:
+            attempt("docker rm", self.remove_containers)
         for key, how in (("dockerd", signal.SIGTERM), ("peplosd", signal.SIGTERM)):
-            try:
-                self.kill(key, how)
-            except Failed as error:
-                problems.append(str(error))
+            attempt(key, lambda key=key, how=how: self.kill(key, how))
         for key in list(self.processes):
-            self.kill(key)
-        for place in reversed(self.mounts()):
-            run("umount", "-l", place, check=False)
-        for device in self.loop_devices():
-            run("losetup", "-d", device, check=False)
-        plugin_socket = Path(f"/run/docker/plugins/{self.plugin}.sock")
-        plugin_socket.unlink(missing_ok=True)
-        if self.mounts():
-            problems.append(f"mounts left: {self.mounts()}")
-        else:
-            shutil.rmtree(self.root, ignore_errors=True)
-            shutil.rmtree(self.run_dir, ignore_errors=True)
+            attempt(key, lambda key=key: self.kill(key))
+        leftovers.sweep(self.paths, self.fuse_connections, self.containers)
+        Path(f"/run/docker/plugins/{self.plugin}.sock").unlink(missing_ok=True)
         return problems
+
+    def remove_containers(self):
+        containers = self.docker("ps", "-aq", check=False, seconds=20).stdout.split()
+        if containers:
+            self.docker("rm", "-f", *containers, check=False, seconds=40)
+
+    def left(self):
+        """What is on the host after stop() that was not there before the world: nothing, or names.
+        """
+        sockets = Path("/run/docker/plugins").glob(f"{self.plugin}*")
+        return leftovers.settle(10, lambda: leftovers.find(
+            self.paths, self.fuse_connections, sockets, self.interfaces_before, self.containers))
