@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
-"""Measures the engine beside fio on the raw file of the same disk, in one run, as ratios.
+"""Measures Peplos beside fio on the raw file of the same disk, in one run, as ratios.
 
-Each case is measured as raw, engine, raw, engine, ... so that what the machine does meanwhile hits
-both alike; the table shows medians. Usage: bench/run.py [--dir DIR] [--seconds S] [--rounds N]
-[--gib G] [--only NAME ...] [--json FILE].
+Each case is measured as raw, Peplos, raw, Peplos, ... so that what the machine does meanwhile hits
+both alike; the table shows medians. Suites:
+  engine  the engine in its own process, no door in front, all map leaves cached
+  leaves  random reads of a larger volume, with all leaves cached and with a quarter of them
+  attach  a real node: fio on the loop device over FUSE, and the pause of a kill -9 (needs root)
+Usage: bench/run.py [--suite NAME ...] [--dir DIR] [--seconds S] [--rounds N] [--gib G]
+[--large-gib G] [--only NAME ...] [--json FILE].
 """
 import argparse
 import json
@@ -32,6 +36,23 @@ CASES = [
      ["--rw=read", "--bs=128k", "--iodepth=8"], 0.95),
 ]
 
+# A dense leaf in memory: 1,024 entries of 16 bytes and its bookkeeping; it maps 4 MiB.
+LEAF_BYTES = 16 * 1024 + 128
+LEAF_SPAN = 4 << 20
+READ_Q32 = ["--op", "read", "--random", "--bs", "4096", "--qd", "32"]
+# name, share of the leaves that the cache holds, least ratio
+LEAF_CASES = [("read-4k-q32-large", 1.0, 0.9), ("read-4k-q32-quarter-leaves", 0.25, 0.45)]
+
+# name, fio arguments on the loop device, fio arguments on the raw file, least ratio. No write is
+# acknowledged by a cache here, so the loop device needs no --sync; the raw file does at QD1.
+ATTACH_CASES = [
+    ("attach-read-4k-q1", ["--rw=randread", "--bs=4k", "--iodepth=1"], [], 0.6),
+    ("attach-read-4k-q32", ["--rw=randread", "--bs=4k", "--iodepth=32"], [], 0.75),
+    ("attach-write-4k-q1-durable", ["--rw=randwrite", "--bs=4k", "--iodepth=1"],
+     ["--sync=dsync"], 0.6),
+    ("attach-write-4k-q32-durable", ["--rw=randwrite", "--bs=4k", "--iodepth=32"], [], 0.4),
+]
+
 
 def fio(path, arguments, seconds):
     command = ["fio", "--name=raw", f"--filename={path}", "--ioengine=io_uring", "--direct=1",
@@ -47,6 +68,17 @@ def fio(path, arguments, seconds):
             / max(1, job[side]["total_ios"])}
 
 
+def lay_raw(path, size):
+    subprocess.run(["fio", "--name=lay", f"--filename={path}", "--rw=write", "--bs=1M",
+                    "--iodepth=8", "--ioengine=io_uring", "--direct=1", f"--size={size}"],
+                   check=True, capture_output=True, timeout=600)
+
+
+def prepare(program, device, device_bytes, volume_bytes):
+    subprocess.run([program, "prepare", "--file", device, "--bytes", str(device_bytes),
+                    "--volume", str(volume_bytes)], check=True, timeout=1200)
+
+
 def engine(program, path, arguments, seconds, extra):
     command = [program, "run", "--file", path, "--seconds", str(seconds), *arguments, *extra]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE,
@@ -57,59 +89,120 @@ def median(rows, key):
     return statistics.median(row[key] for row in rows)
 
 
-def measure(options, program, raw, device):
-    results = []
-    for name, ours, theirs, least in CASES:
-        if options.only and name not in options.only:
+def compare(options, name, raw, ours, least):
+    """Calls raw() and ours() in turns; prints and returns the row of the table."""
+    raw_rows, our_rows = [], []
+    for _ in range(options.rounds):
+        raw_rows.append(raw())
+        our_rows.append(ours())
+    ratios = [o["iops"] / r["iops"] for o, r in zip(our_rows, raw_rows)]
+    row = {"case": name, "raw_iops": median(raw_rows, "iops"), "iops": median(our_rows, "iops"),
+           "ratio": statistics.median(ratios), "least": least,
+           "p50_us": median(our_rows, "p50_us"), "p99_us": median(our_rows, "p99_us"),
+           "raw_p99_us": median(raw_rows, "p99_us"),
+           "cpu_us_per_op": median(our_rows, "cpu_us_per_op")}
+    print(f"| {name} | {row['raw_iops']:,.0f} | {row['iops']:,.0f} | {row['ratio']:.2f} "
+          f"({min(ratios):.2f}-{max(ratios):.2f}) | {least or '-'} | {row['p50_us']:.0f} | "
+          f"{row['p99_us']:.0f} ({row['raw_p99_us']:.0f}) | {row['cpu_us_per_op']:.1f} |",
+          flush=True)
+    return row
+
+
+def is_wanted(options, name):
+    return not options.only or name in options.only
+
+
+def measure_engine(options, program, where):
+    raw, device = os.path.join(where, "raw"), os.path.join(where, "device")
+    size = options.gib << 30
+    lay_raw(raw, size)
+    prepare(program, device, size * 2 + (2 << 30), size)
+    return [compare(options, name, lambda t=theirs: fio(raw, t, options.seconds),
+                    lambda o=ours: engine(program, device, o, options.seconds,
+                                          ["--volume", str(size)]), least)
+            for name, ours, theirs, least in CASES if is_wanted(options, name)]
+
+
+def measure_leaves(options, program, where):
+    """The raw reads go to the device file itself, behind its ring: one file of this size is
+    enough."""
+    device = os.path.join(where, "large")
+    size = options.large_gib << 30
+    prepare(program, device, size + (3 << 30), size)
+    raw = ["--rw=randread", "--bs=4k", "--iodepth=32", "--offset=2G", f"--size={size}",
+           "--readonly"]
+    rows = []
+    for name, share, least in LEAF_CASES:
+        if not is_wanted(options, name):
             continue
-        raw_rows, our_rows = [], []
-        for _ in range(options.rounds):
-            raw_rows.append(fio(raw, theirs, options.seconds))
-            our_rows.append(engine(program, device, ours, options.seconds,
-                                   ["--volume", str(options.gib << 30)]))
-        ratios = [o["iops"] / r["iops"] for o, r in zip(our_rows, raw_rows)]
-        row = {"case": name, "raw_iops": median(raw_rows, "iops"),
-               "iops": median(our_rows, "iops"), "ratio": statistics.median(ratios),
-               "least": least, "p50_us": median(our_rows, "p50_us"),
-               "p99_us": median(our_rows, "p99_us"), "raw_p99_us": median(raw_rows, "p99_us"),
-               "cpu_us_per_op": median(our_rows, "cpu_us_per_op")}
-        results.append(row)
-        print(f"| {name} | {row['raw_iops']:,.0f} | {row['iops']:,.0f} | {row['ratio']:.2f} "
-              f"({min(ratios):.2f}-{max(ratios):.2f}) | {least or '-'} | {row['p50_us']:.0f} | "
-              f"{row['p99_us']:.0f} ({row['raw_p99_us']:.0f}) | {row['cpu_us_per_op']:.1f} |",
-              flush=True)
-    return results
+        cache = ["--volume", str(size), "--leaf-cache",
+                 str(int(size / LEAF_SPAN * LEAF_BYTES * share))]
+        rows.append(compare(options, name, lambda: fio(device, raw, options.seconds),
+                            lambda c=cache: engine(program, device, READ_Q32, options.seconds, c),
+                            least))
+    return rows
+
+
+def measure_attach(options, where):
+    from attached import AttachedWorld, longest_pause
+    raw = os.path.join(where, "raw")
+    size = options.gib << 30
+    lay_raw(raw, size)
+    world = AttachedWorld(os.path.join(where, "log"), size * 2 + (2 << 30))
+    rows = []
+    try:
+        folder = world.attach(size)
+        pause, restart = longest_pause(world, folder)
+        print(f"| kill-9-pause | longest write {pause:.2f} s | API back after {restart:.2f} s | "
+              "wanted 2 s |", flush=True)
+        rows.append({"case": "kill-9-pause", "pause_seconds": pause, "api_seconds": restart})
+        device = world.bare_loop()
+        lay_raw(device, size)
+        for name, ours, theirs, least in ATTACH_CASES:
+            if not is_wanted(options, name):
+                continue
+            rows.append(compare(options, name,
+                                lambda o=ours, t=theirs: fio(raw, [*o, *t], options.seconds),
+                                lambda o=ours: fio(device, o, options.seconds), least))
+    finally:
+        for problem in world.stop():
+            print(f"left over: {problem}", file=sys.stderr)
+    return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", nargs="*", choices=["engine", "leaves", "attach"],
+                        default=["engine"])
     parser.add_argument("--dir", default=None, help="where the files go (default: a temporary one)")
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gib", type=int, default=4, help="size of the volume and the raw file")
+    parser.add_argument("--large-gib", type=int, default=16, help="the volume of the leaves suite")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--json", help="write the rows here as well")
     options = parser.parse_args()
     program = os.path.join(ROOT, "build/release/src/peplos-bench")
     if not os.path.exists(program):
         sys.exit(f"{program} is missing: cmake --preset release && ninja -C build/release")
-    where = tempfile.mkdtemp(prefix="peplos-bench-", dir=options.dir)
-    try:
-        raw, device = os.path.join(where, "raw"), os.path.join(where, "device")
-        size = options.gib << 30
-        subprocess.run(["fio", "--name=lay", f"--filename={raw}", "--rw=write", "--bs=1M",
-                        "--iodepth=8", "--ioengine=io_uring", "--direct=1", f"--size={size}"],
-                       check=True, capture_output=True, timeout=600)
-        subprocess.run([program, "prepare", "--file", device, "--bytes", str(size * 2 + (2 << 30)),
-                        "--volume", str(size)], check=True, timeout=900)
-        print("| case | raw IOPS | Peplos IOPS | ratio (least-most) | wanted | p50 us | "
-              "p99 us (raw) | CPU us/op |\n|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
-        rows = measure(options, program, raw, device)
-        if options.json:
-            with open(options.json, "w", encoding="utf-8") as out:
-                json.dump(rows, out, indent=1)
-    finally:
-        shutil.rmtree(where, ignore_errors=True)
+    rows = []
+    for suite in options.suite:
+        where = tempfile.mkdtemp(prefix="peplos-bench-", dir=options.dir)
+        try:
+            print("| case | raw IOPS | Peplos IOPS | ratio (least-most) | wanted | p50 us | "
+                  "p99 us (raw) | CPU us/op |\n|---|---:|---:|---:|---:|---:|---:|---:|",
+                  flush=True)
+            if suite == "engine":
+                rows += measure_engine(options, program, where)
+            elif suite == "leaves":
+                rows += measure_leaves(options, program, where)
+            else:
+                rows += measure_attach(options, where)
+        finally:
+            shutil.rmtree(where, ignore_errors=True)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as out:
+            json.dump(rows, out, indent=1)
 
 
 if __name__ == "__main__":
