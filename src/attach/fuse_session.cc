@@ -1,6 +1,5 @@
 #include "attach/fuse_session.h"
 
-#include <boost/asio/redirect_error.hpp>
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <sys/uio.h>
@@ -11,10 +10,14 @@
 
 namespace peplos::attach {
 
+namespace asio = boost::asio;
+
 namespace {
 
 // Requests read in one go before others of the core get their turn.
 constexpr int kReadsPerTurn = 64;
+// Servers that wait for a request; beyond these they end.
+constexpr size_t kIdleServersMax = 64;
 
 }  // namespace
 
@@ -35,14 +38,15 @@ FuseSession::FuseSession(runtime::Executor executor, VolumeId id,
       id_(id),
       device_(std::move(device)),
       receive_(std::move(receive)),
-      stream_(executor_) {
+      readiness_(executor_, fd) {
     ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
-    boost::system::error_code error;
-    stream_.assign(fd, error);
-    CHECK(!error, "a FUSE descriptor cannot be watched: {}", error.message());
 }
 
 FuseSession::~FuseSession() {
+    // Left where a core ended before the session: its tasks are destroyed, not run.
+    for (Server* server : std::exchange(idle_, {})) {
+        auto dropped = std::move(server->resume);
+    }
     CHECK(gate_.inside_count() == 0, "a session is stopped first");
 }
 
@@ -68,9 +72,12 @@ Result<void> FuseSession::resend() {
 
 runtime::Task<void> FuseSession::stop() {
     stopping_ = true;
-    boost::system::error_code ignored;
-    stream_.cancel(ignored);
+    readiness_.cancel();
     room_.wake_all();
+    for (Server* server : std::exchange(idle_, {})) {
+        auto resume = std::move(server->resume);
+        resume();
+    }
     co_await gate_.close();
 }
 
@@ -84,9 +91,7 @@ runtime::Task<void> FuseSession::serve() {
         if (step == Step::ended) {
             dead_ = true;
         } else if (step == Step::drained) {
-            boost::system::error_code error;
-            co_await stream_.async_wait(boost::asio::posix::descriptor_base::wait_read,
-                                        boost::asio::redirect_error(runtime::kUseTask, error));
+            co_await readiness_.wait();
         } else if (in_flight_ >= limits::kVolumeIoCountMax) {
             co_await room_.wait();
         } else {
@@ -131,15 +136,13 @@ FuseSession::Step FuseSession::receive_one() {
 void FuseSession::dispatch(const FuseRequest& request, size_t total) {
     switch (request.op) {
         case FuseOp::read:
-            return gate_.spawn(executor_, serve_read(request));
+        case FuseOp::fallocate:
+            return hand_out(request, Buffer());
         case FuseOp::write: {
             CHECK(total == kRequestHeadBytes + request.bytes);
             if (request.bytes == 0) return reply_struct(request.unique, fuse_write_out{});
-            return gate_.spawn(executor_,
-                               serve_write(request, receive_->take_payload(request.bytes)));
+            return hand_out(request, receive_->take_payload(request.bytes));
         }
-        case FuseOp::fallocate:
-            return gate_.spawn(executor_, serve_fallocate(request));
         case FuseOp::init:
             return answer_init(request);
         case FuseOp::getattr: {
@@ -166,6 +169,43 @@ void FuseSession::dispatch(const FuseRequest& request, size_t total) {
         case FuseOp::unsupported:
             return reply_error(request.unique, ENOSYS);
     }
+}
+
+void FuseSession::hand_out(const FuseRequest& request, Buffer payload) {
+    if (idle_.empty()) {
+        return gate_.spawn(executor_, serve_requests(request, std::move(payload)));
+    }
+    Server& server = *idle_.back();
+    idle_.pop_back();
+    server.request = request;
+    server.payload = std::move(payload);
+    auto resume = std::move(server.resume);
+    resume();
+}
+
+runtime::Task<void> FuseSession::serve_requests(FuseRequest first, Buffer payload) {
+    Server server{first, std::move(payload), nullptr};
+    for (;;) {
+        if (server.request.op == FuseOp::read) {
+            co_await serve_read(server.request);
+        } else if (server.request.op == FuseOp::write) {
+            co_await serve_write(server.request, std::move(server.payload));
+        } else {
+            co_await serve_fallocate(server.request);
+        }
+        if (stopping_ || idle_.size() >= kIdleServersMax) co_return;
+        co_await wait_for_request(server);
+        if (stopping_) co_return;
+    }
+}
+
+runtime::Task<void> FuseSession::wait_for_request(Server& server) {
+    co_await asio::async_initiate<const asio::use_awaitable_t<runtime::Executor>, void()>(
+        [](auto handler, FuseSession* self, Server* waiting) {
+            waiting->resume = std::move(handler);
+            self->idle_.push_back(waiting);
+        },
+        runtime::kUseTask, this, &server);
 }
 
 void FuseSession::answer_init(const FuseRequest& request) {

@@ -1,12 +1,14 @@
 #pragma once
 
-#include <boost/asio/posix/stream_descriptor.hpp>
+#include <functional>
 #include <memory>
+#include <vector>
 
 #include "attach/fuse_protocol.h"
 #include "base/buffer.h"
 #include "base/ids.h"
 #include "runtime/gate.h"
+#include "runtime/readiness.h"
 #include "volume/block_device.h"
 
 namespace peplos::attach {
@@ -61,13 +63,27 @@ class FuseSession {
     runtime::Task<void> stop();
     // The kernel ended the connection (unmounted or aborted).
     bool is_dead() const { return dead_; }
-    int fd() { return stream_.native_handle(); }
+    bool is_stopping() const { return stopping_; }
+    int fd() const { return readiness_.fd(); }
     const Counters& counters() const { return counters_; }
 
   private:
     enum class Step : uint8_t { again, drained, ended };
 
+    // A task that serves one request after the other: starting a task per request would cost as
+    // much as the rest of a small read.
+    struct Server {
+        FuseRequest request;
+        Buffer payload;
+        // Set while it waits in idle_.
+        std::move_only_function<void()> resume;
+    };
+
     runtime::Task<void> serve();
+    // Has the request served at once, until it waits for the device.
+    void hand_out(const FuseRequest& request, Buffer payload);
+    runtime::Task<void> serve_requests(FuseRequest first, Buffer payload);
+    runtime::Task<void> wait_for_request(Server& server);
     Step receive_one();
     void dispatch(const FuseRequest& request, size_t total);
     void answer_init(const FuseRequest& request);
@@ -90,9 +106,10 @@ class FuseSession {
     VolumeId id_;
     std::shared_ptr<volume::BlockDevice> device_;
     std::shared_ptr<ReceiveBuffer> receive_;
-    boost::asio::posix::basic_stream_descriptor<runtime::Executor> stream_;
+    runtime::Readiness readiness_;
     runtime::Gate gate_;
     runtime::WaitList room_;
+    std::vector<Server*> idle_;
     Counters counters_;
     size_t in_flight_ = 0;
     bool stopping_ = false;

@@ -1,9 +1,8 @@
 #include "runtime/core.h"
 
-#include <boost/asio/buffer.hpp>
 #include <chrono>
+#include <poll.h>
 #include <pthread.h>
-#include <unistd.h>
 
 #include "base/check.h"
 
@@ -25,9 +24,10 @@ Result<std::unique_ptr<Core>> Core::make(CoreOptions options) {
 
 Core::Core(CoreOptions options, std::unique_ptr<Ring> ring)
     : options_(std::move(options)), ring_(std::move(ring)) {
-    int fd = dup(ring_->event_fd());
-    CHECK(fd >= 0, "dup of an eventfd failed: {}", errno);
-    event_.assign(fd);
+    watch_.core = this;
+    watch_.is_endless = true;
+    watch_.complete = reactor_has_news;
+    watch_.drop = [](RingOperation* base) { static_cast<Watch*>(base)->armed = false; };
 }
 
 Core::~Core() {
@@ -48,6 +48,8 @@ void Core::run() {
     thread_id_ = std::this_thread::get_id();
     ring_->enable();
     loop();
+    // Here, since the kernel takes calls for a ring from one thread only.
+    ring_->wait_for_all();
     current_core = nullptr;
 }
 
@@ -62,10 +64,16 @@ void Core::loop() {
         ring_->reap();
         run_next_turn();
         // Until no handler is ready.
-        context_.poll();
-        ring_->submit();
-        if (stopping_ || !next_turn_.empty() || ring_->has_finished()) continue;
-        if (ring_->in_flight_count() != 0 && spin_for_completion()) continue;
+        if (std::exchange(reactor_news_, false) || reactor_.has_ready()) context_.poll();
+        watch_reactor();
+        if (stopping_ || !next_turn_.empty() || ring_->has_finished()) {
+            ring_->submit();
+            continue;
+        }
+        if (options_.spin_max > Duration::zero() && ring_->in_flight_count() > 1) {
+            ring_->submit();
+            if (spin_for_completion()) continue;
+        }
         sleep();
     }
 }
@@ -78,7 +86,6 @@ void Core::run_next_turn() {
 }
 
 bool Core::spin_for_completion() {
-    if (options_.spin_max <= Duration::zero()) return false;
     auto end = std::chrono::steady_clock::now() + options_.spin_max;
     while (std::chrono::steady_clock::now() < end) {
         for (int i = 0; i < 64; ++i) {
@@ -89,19 +96,26 @@ bool Core::spin_for_completion() {
     return false;
 }
 
-// The event is enabled before the last look: what finishes after the look is signalled.
+// What another thread posts before enter() is seen there; after it, the descriptor tells.
 void Core::sleep() {
-    arm_event();
-    ring_->enable_event(true);
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (!ring_->has_finished()) context_.run_one();
-    ring_->enable_event(false);
+    if (!reactor_.enter()) return;
+    ring_->submit_and_wait();
+    reactor_.leave();
 }
 
-void Core::arm_event() {
-    if (std::exchange(event_armed_, true)) return;
-    event_.async_read_some(asio::buffer(&event_value_, sizeof(event_value_)),
-                           [this](boost::system::error_code, size_t) { event_armed_ = false; });
+// Armed anew after poll() has emptied the descriptor: arming looks at it first, so nothing is
+// missed in between.
+void Core::watch_reactor() {
+    if (std::exchange(watch_.armed, true)) return;
+    io_uring_sqe* entry = ring_->next_entry();
+    io_uring_prep_poll_add(entry, reactor_.fd(), POLLIN);
+    ring_->attach(entry, &watch_);
+}
+
+void Core::reactor_has_news(RingOperation* base, int32_t) {
+    auto* watch = static_cast<Watch*>(base);
+    watch->armed = false;
+    watch->core->reactor_news_ = true;
 }
 
 }  // namespace peplos::runtime

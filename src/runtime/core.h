@@ -3,10 +3,10 @@
 #include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/posix/stream_descriptor.hpp>
 #include <thread>
 
 #include "base/units.h"
+#include "runtime/reactor.h"
 #include "runtime/ring.h"
 #include "runtime/task.h"
 
@@ -25,8 +25,9 @@ struct CoreOptions {
 // One thread's loop: the handlers of an io_context and the operations of an io_uring.
 //
 // A turn: take finished ring operations and resume their tasks; run every ready handler; submit
-// once what these prepared; sleep in the io_context (epoll) when nothing is left. The ring's
-// eventfd ends that sleep. An idle core costs nothing.
+// what these prepared; sleep in the ring when nothing is left. The ring watches the io_context's
+// epoll descriptor as well, so timers, sockets and other threads end that sleep too. An idle core
+// costs nothing.
 //
 // Other rooms may use context() for their own descriptors (asio::posix::stream_descriptor) and
 // ring() for their own operations; both only on the core's thread. Other threads reach a core by
@@ -37,14 +38,15 @@ class Core {
     static Result<std::unique_ptr<Core>> make(CoreOptions options);
     Core(const Core&) = delete;
     Core& operator=(const Core&) = delete;
-    // Stops, waits for what the kernel has in hand, and destroys suspended tasks without running
+    // Stops, and destroys suspended tasks without running
     // them. Objects that tasks use, and disks, are destroyed after their tasks: close the gates
     // before.
     ~Core();
 
     // Runs the loop on a thread of its own. Call start() or run(), once.
     void start();
-    // Runs the loop on the calling thread until stop().
+    // Runs the loop on the calling thread until stop(), and then waits for what the kernel has in
+    // hand: the tasks that wait for it are destroyed, not resumed.
     void run();
     // Ends the loop after the turn that runs now. Any thread, any number of times. After start() it
     // also waits for the thread, unless it is called on it.
@@ -75,7 +77,13 @@ class Core {
     void run_next_turn();
     bool spin_for_completion();
     void sleep();
-    void arm_event();
+    // Lets the ring tell of news on the io_context's descriptors, once.
+    void watch_reactor();
+    static void reactor_has_news(RingOperation* base, int32_t result);
+    struct Watch : RingOperation {
+        Core* core = nullptr;
+        bool armed = false;
+    };
 
     CoreOptions options_;
     std::vector<std::shared_ptr<void>> kept_;
@@ -83,9 +91,9 @@ class Core {
     // One thread runs it; others only post.
     asio::io_context context_{1};
     asio::executor_work_guard<asio::io_context::executor_type> work_{context_.get_executor()};
-    asio::posix::stream_descriptor event_{context_};
-    uint64_t event_value_ = 0;
-    bool event_armed_ = false;
+    Reactor reactor_{context_};
+    Watch watch_;
+    bool reactor_news_ = false;
     bool stopping_ = false;
     uint64_t turn_count_ = 0;
     std::vector<std::move_only_function<void()>> next_turn_;

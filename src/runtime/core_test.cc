@@ -1,10 +1,13 @@
 #include "runtime/core.h"
 
 #include <boost/asio/steady_timer.hpp>
+#include <fcntl.h>
 #include <future>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "runtime/gate.h"
+#include "runtime/readiness.h"
 
 namespace peplos::runtime {
 namespace {
@@ -134,6 +137,104 @@ TEST(Core, SleepsWhenThereIsNothingToDo) {
     EXPECT_LE(last - first, 200u * 4);
     core->stop();
     core->stop();
+}
+
+// Each post finds the core on its way to sleep or asleep: one that is not noticed hangs here.
+TEST(Core, IsWokenByAnotherThread) {
+    auto core = make_core();
+    core->start();
+    for (int i = 0; i < 5000; ++i) {
+        std::promise<void> done;
+        asio::post(core->context(), [&done] { done.set_value(); });
+        ASSERT_EQ(done.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
+    }
+}
+
+Task<int> sleep_in_turns(Core& core) {
+    int count = 0;
+    for (; count < 20; ++count) {
+        asio::steady_timer timer(core.context(), std::chrono::microseconds(200));
+        co_await timer.async_wait(kUseTask);
+    }
+    co_return count;
+}
+
+TEST(Core, IsWokenByATimer) {
+    auto core = make_core();
+    core->start();
+    EXPECT_EQ(run_on(*core, sleep_in_turns(*core)), 20);
+}
+
+// A read that nobody ends must not keep the core from going away.
+TEST(Core, EndsWhileTheKernelHasWorkInHand) {
+    int ends[2];
+    ASSERT_EQ(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
+    auto witness = std::make_shared<int>(0);
+    auto wait = [](Core& on, int fd, std::shared_ptr<int> seen) -> Task<void> {
+        Readiness readiness(on.executor(), fd);
+        co_await readiness.wait();
+        ++*seen;
+    };
+    {
+        auto core = make_core();
+        core->start();
+        spawn(core->executor(), wait(*core, ends[0], witness));
+        run_on(*core, []() -> Task<bool> { co_return true; }());
+    }
+    EXPECT_EQ(*witness, 0);
+    EXPECT_EQ(witness.use_count(), 1);
+    close(ends[1]);
+}
+
+Task<size_t> read_when_ready(Executor executor, int fd, size_t bytes) {
+    Readiness readiness(executor, fd);
+    size_t total = 0;
+    std::array<char, 16> chunk{};
+    while (total < bytes) {
+        ssize_t count = read(fd, chunk.data(), chunk.size());
+        if (count > 0) {
+            total += static_cast<size_t>(count);
+        } else {
+            co_await readiness.wait();
+        }
+    }
+    co_return total;
+}
+
+TEST(Readiness, TellsOfEveryWrite) {
+    int ends[2];
+    ASSERT_EQ(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
+    auto core = make_core();
+    core->start();
+    std::thread writer([fd = ends[1]] {
+        for (int i = 0; i < 2000; ++i) {
+            while (write(fd, "x", 1) != 1)
+                std::this_thread::yield();
+        }
+    });
+    EXPECT_EQ(run_on(*core, read_when_ready(core->executor(), ends[0], 2000)), 2000u);
+    writer.join();
+    close(ends[1]);
+}
+
+Task<bool> cancel_wait(Executor executor, int fd) {
+    Readiness readiness(executor, fd);
+    Gate gate;
+    gate.spawn(executor, readiness.wait());
+    co_await yield();
+    co_await yield();
+    readiness.cancel();
+    co_await gate.close();
+    co_return true;
+}
+
+TEST(Readiness, AWaitCanBeCancelled) {
+    int ends[2];
+    ASSERT_EQ(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
+    auto core = make_core();
+    core->start();
+    EXPECT_TRUE(run_on(*core, cancel_wait(core->executor(), ends[0])));
+    close(ends[1]);
 }
 
 }  // namespace

@@ -9,6 +9,8 @@ namespace {
 
 // Interrupted or refused attempts of one operation before it counts as failed.
 constexpr uint32_t kAttemptsMax = 1000;
+// Transfers of this size do not wait for others to be submitted with.
+constexpr uint64_t kSubmitAloneBytes = 64 * kKiB;
 
 }  // namespace
 
@@ -61,6 +63,8 @@ void DiskOperations::start(DiskOperation* operation) {
             break;
     }
     core_->ring().attach(entry, operation);
+    // While the device moves this much, the notification costs nothing.
+    if (op.bytes_left >= kSubmitAloneBytes) core_->ring().submit();
 }
 
 void DiskOperations::advance(DiskOperation& op, uint64_t bytes) {

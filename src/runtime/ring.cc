@@ -1,7 +1,6 @@
 #include "runtime/ring.h"
 
 #include <cstring>
-#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -45,14 +44,6 @@ Result<void> Ring::set_up(uint32_t entries) {
                     std::strerror(error));
     }
     made_ = true;
-    event_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (event_fd_ < 0) {
-        return fail(Code::unavailable, "an eventfd cannot be made: {}", std::strerror(errno));
-    }
-    if (int code = io_uring_register_eventfd(&ring_, event_fd_); code != 0) {
-        return fail(Code::unsupported, "io_uring takes no eventfd: {}", std::strerror(-code));
-    }
-    enable_event(false);
     finished_.reserve(kReapBatch);
     return {};
 }
@@ -60,7 +51,6 @@ Result<void> Ring::set_up(uint32_t entries) {
 Ring::~Ring() {
     CHECK(in_flight_ == 0, "{} operations are in flight on a ring that goes away", in_flight_);
     if (made_) io_uring_queue_exit(&ring_);
-    if (event_fd_ >= 0) close(event_fd_);
 }
 
 void Ring::enable() {
@@ -94,6 +84,22 @@ void Ring::submit() {
     }
 }
 
+void Ring::submit_and_wait() {
+    CHECK(enabled_ && in_flight_ != 0, "nothing would end the sleep");
+    int code = io_uring_submit_and_wait(&ring_, 1);
+    CHECK(code >= 0 || code == -EINTR || code == -EAGAIN || code == -EBUSY,
+          "io_uring_submit_and_wait: {}", std::strerror(-code));
+    // Completions that wait to be taken, or no memory: the entries stay queued.
+    if (code == -EAGAIN || code == -EBUSY) io_uring_get_events(&ring_);
+}
+
+void Ring::cancel(RingOperation* operation) {
+    io_uring_sqe* entry = next_entry();
+    io_uring_prep_cancel(entry, operation, 0);
+    // Its own completion is nobody's.
+    io_uring_sqe_set_data(entry, nullptr);
+}
+
 bool Ring::has_finished() const {
     if (io_uring_cq_ready(&ring_) != 0) return true;
     unsigned flags = __atomic_load_n(ring_.sq.kflags, __ATOMIC_ACQUIRE);
@@ -110,10 +116,10 @@ size_t Ring::reap() {
         auto* operation = static_cast<RingOperation*>(io_uring_cqe_get_data(entries[i]));
         if (operation == nullptr) continue;
         operation->result = entries[i]->res;
+        ended(operation);
         finished_.push_back(operation);
     }
     io_uring_cq_advance(&ring_, count);
-    in_flight_ -= finished_.size();
     for (RingOperation* operation : finished_)
         operation->complete(operation, operation->result);
     return count;
@@ -122,6 +128,8 @@ size_t Ring::reap() {
 void Ring::wait_for_all() {
     if (in_flight_ == 0) return;
     enable();
+    for (RingOperation* operation : endless_)
+        cancel(operation);
     submit();
     while (in_flight_ != 0) {
         io_uring_cqe* entry = nullptr;
@@ -131,7 +139,7 @@ void Ring::wait_for_all() {
         auto* operation = static_cast<RingOperation*>(io_uring_cqe_get_data(entry));
         io_uring_cqe_seen(&ring_, entry);
         if (operation == nullptr) continue;
-        --in_flight_;
+        ended(operation);
         operation->drop(operation);
     }
 }
