@@ -60,7 +60,14 @@ class FakeHost final : public Attachments {
         if (!grows_online) outgrown.insert(id);
         co_return std::string(grows_online ? "grown online" : "at the next mount");
     }
-    Task<Result<uint64_t>> trim(VolumeId) override { co_return uint64_t{0}; }
+    Task<Result<uint64_t>> trim(VolumeId id) override {
+        trimmed.push_back(id);
+        ++trims_running;
+        most_trims_running = std::max(most_trims_running, trims_running);
+        co_await runtime::yield();
+        --trims_running;
+        co_return uint64_t{0};
+    }
     Result<AttachInfo> info(VolumeId id) const override {
         if (!devices.contains(id)) return fail(Code::not_found, "not attached");
         return info_for(id);
@@ -87,6 +94,9 @@ class FakeHost final : public Attachments {
     std::vector<Leftover> left;
     std::set<VolumeId> slow;  // attaching these waits for slow_done
     runtime::WaitList slow_done;
+    std::vector<VolumeId> trimmed;
+    int trims_running = 0;
+    int most_trims_running = 0;
     int formats = 0;
     int refreshes = 0;
     bool damaged = false;
@@ -106,8 +116,9 @@ class FakeHost final : public Attachments {
 };
 
 struct Host {
-    explicit Host(sim::World& world, control::Store& store)
-        : node(world.env(), store, LocalNodeOptions{.name = "host1", .trim_interval = {}}) {
+    explicit Host(sim::World& world, control::Store& store, Duration trim_interval = {})
+        : node(world.env(), store,
+               LocalNodeOptions{.name = "host1", .trim_interval = trim_interval}) {
         node.set_attachments(&fake);
     }
     FakeHost fake;
@@ -498,6 +509,21 @@ TEST_F(LocalNodeTest, LeftoversWithHoldersAreLeftToAPerson) {
     ASSERT_TRUE(world.run(host->node.detach_forced("data")));
     EXPECT_TRUE(host->fake.left.empty());
     EXPECT_TRUE(world.run(host->node.volume("data"))->holders.empty());
+}
+
+TEST_F(LocalNodeTest, FreedSpaceComesBackByItselfOneVolumeAfterTheOther) {
+    host = std::make_unique<Host>(world, store, std::chrono::minutes(10));
+    ASSERT_TRUE(world.run(host->node.start()));
+    ASSERT_TRUE(world.run(host->node.add_device("/disk0", 512 * kMiB, "ssd")));
+    for (const char* name : {"a", "b", "idle"})
+        ASSERT_TRUE(create(name));
+    ASSERT_TRUE(mount("a", "c1"));
+    ASSERT_TRUE(mount("b", "c2"));
+    world.run_for(std::chrono::minutes(9));
+    EXPECT_TRUE(host->fake.trimmed.empty()) << "before its time";
+    world.run_for(std::chrono::minutes(22));
+    EXPECT_EQ(host->fake.trimmed.size(), 6u) << "two mounted volumes, three passes";
+    EXPECT_EQ(host->fake.most_trims_running, 1);
 }
 
 TEST_F(LocalNodeTest, SizesAreReadAnewWhenSomebodyLooks) {
