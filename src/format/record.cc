@@ -1,5 +1,7 @@
 #include "format/record.h"
 
+#include <algorithm>
+
 #include "base/crc32c.h"
 #include "format/frame.h"
 
@@ -7,7 +9,9 @@ namespace peplos::format {
 namespace {
 
 constexpr uint32_t kMagic = 0x43455250;  // "PREC"
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
+// Before settled_lsn: payloads were durable before their references took an LSN.
+constexpr uint16_t kVersionSerial = 1;
 
 struct Header {
     uint32_t magic;
@@ -31,9 +35,11 @@ struct Header {
     uint8_t nonce[12];
     uint32_t payload_blocks;
     uint8_t tag[16];
-    uint8_t reserved[24];
+    uint64_t settled_lsn;
+    uint8_t reserved[16];
 };
 static_assert(sizeof(Header) == kRecordHeaderBytes);
+static_assert(offsetof(Header, settled_lsn) == 136);
 static_assert(offsetof(Header, volume) == 16 && offsetof(Header, lba) == 72);
 static_assert(offsetof(Header, key_id) == 96 && offsetof(Header, tag) == 120);
 constexpr size_t kCrcStart = offsetof(Header, version);
@@ -75,6 +81,7 @@ bool is_known(uint8_t type) {
         case RecordType::write_ref:
         case RecordType::zero:
         case RecordType::noop:
+        case RecordType::settle:
         case RecordType::seal:
         case RecordType::relocate:
         case RecordType::resize:
@@ -104,6 +111,9 @@ uint64_t bytes_of_body(const RootBody&) {
 }
 uint64_t bytes_of_body(const WriteRefBody&) {
     return 24;
+}
+uint64_t bytes_of_body(const SettleBody& body) {
+    return 8 + body.voided.size() * sizeof(uint64_t);
 }
 uint64_t bytes_of_body(const ResizeBody&) {
     return 8;
@@ -162,6 +172,11 @@ void put_body(ByteWriter& out, const WriteRefBody& body) {
     out.write(body.segment);
     out.write(body.segment_index);
     out.write(body.block_offset);
+}
+void put_body(ByteWriter& out, const SettleBody& body) {
+    out.write(WireCounts{static_cast<uint32_t>(body.voided.size()), 0});
+    for (Lsn lsn : body.voided)
+        out.write(lsn.value);
 }
 void put_body(ByteWriter& out, const ResizeBody& body) {
     out.write(body.size_blocks);
@@ -228,6 +243,19 @@ DeleteIntentBody take_delete_intent(ByteReader& in) {
     return body;
 }
 
+SettleBody take_settle(ByteReader& in) {
+    SettleBody body;
+    auto counts = in.read<WireCounts>();
+    if (counts.segment_count != in.remaining() / sizeof(uint64_t)) {
+        in.take(in.remaining() + 1);
+        return body;
+    }
+    body.voided.reserve(counts.segment_count);
+    for (uint32_t i = 0; i < counts.segment_count; ++i)
+        body.voided.push_back(Lsn(in.read<uint64_t>()));
+    return body;
+}
+
 RootBody take_root(ByteReader& in) {
     auto wire = in.read<WireRoot>();
     RootBody body;
@@ -256,6 +284,8 @@ RecordBody take_body(ByteReader& in, RecordType type) {
             body.block_offset = in.read<uint32_t>();
             return body;
         }
+        case RecordType::settle:
+            return take_settle(in);
         case RecordType::seal:
             return take_seal(in);
         case RecordType::relocate:
@@ -293,6 +323,8 @@ bool body_fits_type(const Record& record) {
             return holds<std::monostate>(record);
         case RecordType::write_ref:
             return holds<WriteRefBody>(record);
+        case RecordType::settle:
+            return holds<SettleBody>(record);
         case RecordType::seal:
             return holds<SealBody>(record);
         case RecordType::relocate:
@@ -317,7 +349,7 @@ constexpr uint64_t kLbaEnd = limits::kVolumeBytesMax / kBlockBytes;
 const char* fault_of(const Record& record) {
     if (!body_fits_type(record)) return "a body of another type";
     if (body_bytes(record.body) > limits::kRecordBodyBytesMax) return "a body that is too long";
-    bool has_extent = is_data(record.type) && record.type != RecordType::noop;
+    bool has_extent = record.type <= RecordType::zero;
     if (has_extent) {
         if (record.block_count == 0) return "an empty extent";
         if (record.lba.value >= kLbaEnd || record.block_count > kLbaEnd - record.lba.value)
@@ -332,6 +364,11 @@ const char* fault_of(const Record& record) {
         return "more payload than a commit takes";
     if (record.type == RecordType::write_ref && record.block_count > kWriteRefBlocksMax)
         return "more blocks than one reference takes";
+    if (has_lsn(record.type) && record.settled_lsn > record.lsn)
+        return "a settled LSN that is still to come";
+    if (const auto* settle = std::get_if<SettleBody>(&record.body)) {
+        if (!std::ranges::is_sorted(settle->voided)) return "LSNs out of order";
+    }
     return nullptr;
 }
 
@@ -347,6 +384,8 @@ std::string_view name_of(RecordType type) {
             return "zero";
         case RecordType::noop:
             return "noop";
+        case RecordType::settle:
+            return "settle";
         case RecordType::seal:
             return "seal";
         case RecordType::relocate:
@@ -419,6 +458,7 @@ void encode_record(const Record& record, MutableBytes out) {
     header.prev_data_lsn = record.prev_data_lsn.value;
     header.prev_meta_lsn = record.prev_meta_lsn.value;
     header.root_lsn = record.root_lsn.value;
+    header.settled_lsn = record.settled_lsn.value;
     header.lba = record.lba.value;
     header.block_count = record.block_count;
     header.crc_count = static_cast<uint32_t>(record.crcs.size());
@@ -448,11 +488,11 @@ Result<DecodedRecord> decode_record(Bytes bytes) {
     }
     if (crc32c(bytes.first(header.encoded_bytes).subspan(kCrcStart)) != header.crc)
         return fail(Code::corrupt, "a journal record whose checksum does not hold");
-    if (header.version != kVersion || !is_known(header.type) || header.codec != 0 ||
-        header.key_id != 0) {
+    bool is_known_version = header.version == kVersion || header.version == kVersionSerial;
+    if (!is_known_version || !is_known(header.type) || header.codec != 0 || header.key_id != 0) {
         return fail(Code::unsupported,
                     "a journal record of version {}, type {}, codec {}, key {:016x}: this build "
-                    "reads version {} without codecs and keys; use a newer one",
+                    "reads versions up to {} without codecs and keys; use a newer one",
                     header.version, header.type, header.codec, header.key_id, kVersion);
     }
     uint64_t behind = uint64_t{header.crc_count} * sizeof(uint32_t) + header.body_bytes;
@@ -470,6 +510,7 @@ Result<DecodedRecord> decode_record(Bytes bytes) {
     record.prev_data_lsn = Lsn(header.prev_data_lsn);
     record.prev_meta_lsn = Lsn(header.prev_meta_lsn);
     record.root_lsn = Lsn(header.root_lsn);
+    record.settled_lsn = Lsn(header.version == kVersion ? header.settled_lsn : header.lsn);
     record.lba = Lba(header.lba);
     record.block_count = header.block_count;
     record.crcs.resize(header.crc_count);

@@ -19,9 +19,10 @@ namespace peplos::format {
 enum class RecordType : uint8_t {
     // Data-like: needed until drained. lba and block_count name the extent.
     write = 1,      // the payload follows in the ring; one CRC per block
-    write_ref = 2,  // the payload is durable in a segment already; one CRC per block
+    write_ref = 2,  // the payload lies in a segment; one CRC per block. Durable or not: settled_lsn
     zero = 3,       // the extent reads as zeros from here on; any length
     noop = 4,       // takes an LSN, says nothing
+    settle = 5,     // which references never became writes: SettleBody
     // Meta: needed until a checkpoint covers it.
     seal = 16,           // a drain: SealBody
     relocate = 17,       // the cleaner's segments: RelocateBody
@@ -36,7 +37,7 @@ enum class RecordType : uint8_t {
 std::string_view name_of(RecordType type);
 
 constexpr bool is_data(RecordType type) {
-    return type <= RecordType::noop;
+    return type <= RecordType::settle;
 }
 constexpr bool is_meta(RecordType type) {
     return type >= RecordType::seal && type <= RecordType::delete_intent;
@@ -92,6 +93,12 @@ struct WriteRefBody {
     uint32_t block_offset = 0;  // of the first block, in blocks from the segment's start
     bool operator==(const WriteRefBody&) const = default;
 };
+// The records with these LSNs, ascending, were never acknowledged and their payload is not whole:
+// they count as if they had never been, whatever their segment reads as later.
+struct SettleBody {
+    std::vector<Lsn> voided;
+    bool operator==(const SettleBody&) const = default;
+};
 struct ResizeBody {
     uint64_t size_blocks = 0;
     bool operator==(const ResizeBody&) const = default;
@@ -114,7 +121,7 @@ struct DamageBody {
     bool operator==(const DamageBody&) const = default;
 };
 using RecordBody = std::variant<std::monostate, SealBody, RelocateBody, RootBody, WriteRefBody,
-                                ResizeBody, DeleteIntentBody, FenceBody, DamageBody>;
+                                SettleBody, ResizeBody, DeleteIntentBody, FenceBody, DamageBody>;
 
 using BlockCrcs = boost::container::small_vector<uint32_t, 4>;
 using Payload = boost::container::small_vector<Buffer, 1>;
@@ -130,6 +137,11 @@ struct Record {
     Lsn prev_data_lsn;
     Lsn prev_meta_lsn;
     Lsn root_lsn;
+    // Every record up to here was whole when this one was submitted, the payload of references
+    // included, or a `settle` record names it. The record of a reference and its payload are
+    // written at the same time; so above this a payload that does not match is a torn write that
+    // nobody was told of, at or below it is damage.
+    Lsn settled_lsn;
     Lba lba;
     uint64_t block_count = 0;
     BlockCrcs crcs;   // write, write_ref: CRC32C of each block of the extent
@@ -152,6 +164,7 @@ inline constexpr uint32_t kWriteRefBlocksMax = limits::kIoBytesMax / kBlockBytes
 inline constexpr uint32_t kSealBodyFixedBytes = 16;
 inline constexpr uint32_t kSealedSegmentBytes = 40;
 inline constexpr uint32_t kZeroExtentBytes = 16;
+inline constexpr uint32_t kVoidedLsnCountMax = (limits::kRecordBodyBytesMax - 8) / 8;
 
 // Bytes of the encoding without the payload, a multiple of kRecordAlignment.
 uint32_t encoded_bytes(const Record& record);

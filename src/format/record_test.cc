@@ -23,6 +23,7 @@ Record with(RecordType type, RecordBody body) {
     record.prev_data_lsn = Lsn(16);
     record.prev_meta_lsn = Lsn(12);
     record.root_lsn = Lsn(9);
+    record.settled_lsn = Lsn(14);
     record.body = std::move(body);
     return record;
 }
@@ -49,6 +50,7 @@ std::vector<Record> samples() {
     out.push_back(with(RecordType::zero, std::monostate{}));
     out.back().block_count = uint64_t{1} << 33;
     out.push_back(with(RecordType::noop, std::monostate{}));
+    out.push_back(with(RecordType::settle, SettleBody{{Lsn(3), Lsn(5), Lsn(16)}}));
     out.push_back(with(RecordType::seal,
                        SealBody{Lsn(15),
                                 {{segment(1), 1, GroupId(7), 100, 2}, {segment(2), 2, {}, 3, 0}},
@@ -95,6 +97,7 @@ TEST(Record, EveryTypeComesBack) {
         EXPECT_EQ(back.prev_data_lsn, record.prev_data_lsn);
         EXPECT_EQ(back.prev_meta_lsn, record.prev_meta_lsn);
         EXPECT_EQ(back.root_lsn, record.root_lsn);
+        EXPECT_EQ(back.settled_lsn, record.settled_lsn);
         EXPECT_EQ(back.lba, record.lba);
         EXPECT_EQ(back.block_count, record.block_count);
         EXPECT_EQ(back.crcs, record.crcs);
@@ -118,12 +121,23 @@ TEST(Record, AnyFlippedBitIsFound) {
 
 TEST(Record, ANewerVersionIsRefusedAsUnsupported) {
     std::vector<std::byte> bytes = encoded(samples().front());
-    bytes[8] = std::byte{2};
+    bytes[8] = std::byte{3};
     uint32_t crc = crc32c(Bytes(bytes).subspan(8));
     std::memcpy(bytes.data() + 4, &crc, sizeof(crc));
     auto decoded = decode_record(bytes);
     ASSERT_FALSE(decoded);
     EXPECT_EQ(decoded.error().code(), Code::unsupported);
+}
+
+// Version 1 took an LSN for a reference only when its payload was durable.
+TEST(Record, InTheFirstVersionARecordSettlesItself) {
+    std::vector<std::byte> bytes = encoded(samples()[2]);
+    bytes[8] = std::byte{1};
+    uint32_t crc = crc32c(Bytes(bytes).subspan(8));
+    std::memcpy(bytes.data() + 4, &crc, sizeof(crc));
+    auto decoded = decode_record(bytes);
+    ASSERT_TRUE(decoded) << decoded.error().text();
+    EXPECT_EQ(decoded->record.settled_lsn, Lsn(17));
 }
 
 TEST(Record, RulesAreKeptOnTheWayIn) {
@@ -139,6 +153,10 @@ TEST(Record, RulesAreKeptOnTheWayIn) {
     record.block_count = UINT64_MAX;
     EXPECT_FALSE(validate(record));
     EXPECT_FALSE(validate(with(RecordType::seal, ResizeBody{1})));
+    record = with(RecordType::noop, std::monostate{});
+    record.settled_lsn = record.lsn.next();
+    EXPECT_FALSE(validate(record));
+    EXPECT_FALSE(validate(with(RecordType::settle, SettleBody{{Lsn(5), Lsn(3)}})));
     SealBody large;
     large.zeros.resize(limits::kRecordBodyBytesMax / kZeroExtentBytes);
     EXPECT_FALSE(validate(with(RecordType::seal, large)));

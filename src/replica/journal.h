@@ -44,6 +44,9 @@ struct LogTail {
     Lsn last_lsn;        // of the newest record ever; 0: an empty log
     Lsn drained_lsn;     // the newest of root and seals
     Lsn meta_lsn;        // of the newest root
+    // Every record up to here is whole, its payload too, or its LSN is in `voided`, which ascends.
+    Lsn settled_lsn;
+    std::vector<Lsn> voided;
     // The newest checkpoint, to be loaded before the replay; none: start from the empty map.
     std::optional<format::RootBody> root;
     Epoch fence_before;  // the epoch before this open
@@ -139,8 +142,9 @@ class VolumeLog {
     virtual Task<Result<Admission>> admit(const format::Record& record) = 0;
 
     // Queues the record, at once and in call order; fills in volume, lineage, epoch and the
-    // chains. An error comes out of wait(): fenced, io_error, invalid_argument (a gap in LSNs).
-    // A repeat of a record already submitted, same LSN and content, succeeds without effect.
+    // chains. settled_lsn in it is the caller's word, for which it answers. An error comes out of
+    // wait(): fenced, io_error, invalid_argument (a gap in LSNs). A repeat of a record already
+    // submitted, same LSN and content, succeeds without effect.
     virtual AppendTicket submit(format::Record record, Admission admission) = 0;
     // Resolves when the record is durable on every member. outcome_unknown: neither yes nor no.
     virtual Task<Result<void>> wait(AppendTicket ticket) = 0;

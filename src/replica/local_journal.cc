@@ -33,6 +33,7 @@ Record state_record(const VolumeState& state, RecordType type, format::RecordBod
     record.prev_data_lsn = state.last_data_lsn;
     record.prev_meta_lsn = state.last_meta_lsn;
     record.root_lsn = state.last_root_lsn;
+    record.settled_lsn = state.settled_lsn;
     record.body = std::move(body);
     return record;
 }
@@ -90,6 +91,8 @@ Task<Result<void>> LocalJournal::adopt(media::RingRecovery recovery) {
         state.last_lsn = found.last_lsn;
         state.drained_lsn = state.trimmed_drained_lsn = found.drained_lsn;
         state.meta_lsn = state.trimmed_meta_lsn = found.meta_lsn;
+        state.settled_lsn = found.settled_lsn;
+        state.voided = found.voided;
         state.last_data_lsn = found.data.empty() ? found.drained_lsn : found.data.back().lsn;
         state.last_meta_lsn = found.meta.empty() ? found.meta_lsn : found.meta.back().lsn;
         if (found.root) state.last_root_lsn = found.root->lsn;
@@ -191,6 +194,8 @@ void LocalJournal::trim(VolumeState& state) {
         let_go(state, state.data.front());
         state.data.pop_front();
     }
+    if (!state.voided.empty())
+        std::erase_if(state.voided, [drained](Lsn lsn) { return lsn <= drained; });
     while (!state.meta.empty() && state.meta.front().lsn <= meta) {
         let_go(state, state.meta.front());
         state.meta.pop_front();
@@ -207,6 +212,10 @@ void LocalJournal::settle(VolumeState& state, const Record& record, const Retain
         return;
     }
     hold(state, entry);
+    state.settled_lsn = std::max(state.settled_lsn, record.settled_lsn);
+    if (const auto* settle = std::get_if<format::SettleBody>(&record.body)) {
+        state.voided.insert(state.voided.end(), settle->voided.begin(), settle->voided.end());
+    }
     if (const auto* seal = std::get_if<format::SealBody>(&record.body)) {
         state.drained_lsn = std::max(state.drained_lsn, seal->drained_lsn);
     } else if (const auto* root = std::get_if<format::RootBody>(&record.body)) {
@@ -339,6 +348,8 @@ LogTail LocalJournal::tail_of(const VolumeState& state) const {
     out.last_lsn = state.last_lsn;
     out.drained_lsn = state.drained_lsn;
     out.meta_lsn = state.meta_lsn;
+    out.settled_lsn = state.settled_lsn;
+    out.voided = state.voided;
     out.root = state.root_body;
     for (const Retained* entry : state.in_order()) {
         ++out.record_count;

@@ -16,6 +16,7 @@ namespace {
 // a flood of them must not take what seals need to free space.
 Urgency urgency_of(RecordType type) {
     if (type == RecordType::write || type == RecordType::write_ref) return Urgency::user;
+    if (type == RecordType::settle) return Urgency::meta;  // an open must not wait for a drain
     return format::is_data(type) ? Urgency::zero : Urgency::meta;
 }
 

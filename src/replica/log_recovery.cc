@@ -63,6 +63,9 @@ void LogRecovery::take_newest(const Indices& indices, Volume& out) {
         out.lineage = record.lineage;
         out.last_lsn = std::max(out.last_lsn, record.lsn);
         out.fence = std::max(out.fence, record.epoch);
+        out.settled_lsn = std::max(out.settled_lsn, record.settled_lsn);
+        if (const auto* settle = std::get_if<format::SettleBody>(&record.body))
+            out.voided.insert(out.voided.end(), settle->voided.begin(), settle->voided.end());
         if (record.type == RecordType::root && (root == nullptr || is_newer(record, *root)))
             root = &record;
         if (record.type == RecordType::fence && (fence == nullptr || record.epoch >= fence->epoch))
@@ -85,6 +88,7 @@ void LogRecovery::take_newest(const Indices& indices, Volume& out) {
         damage(out, damaged->device_offset,
                fmt::format("a record up to LSN {} was lost there earlier", damaged->last_lsn));
     }
+    std::ranges::sort(out.voided);
     if (fence != nullptr) out.tokens = std::get<format::FenceBody>(fence->body);
     out.is_dropped = out.fence == kDroppedEpoch;
     if (root == nullptr) return;

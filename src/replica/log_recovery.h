@@ -21,6 +21,8 @@ class LogRecovery {
         Lsn last_lsn;
         Lsn drained_lsn;
         Lsn meta_lsn;
+        Lsn settled_lsn;
+        std::vector<Lsn> voided;  // ascending, above drained_lsn
         std::optional<format::RootBody> root_body;
         // Still needed, sorted by LSN.
         std::vector<Retained> data;

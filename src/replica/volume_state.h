@@ -113,6 +113,8 @@ struct VolumeState {
     Lsn last_root_lsn;
     Lsn drained_lsn;  // as durable roots and seals say
     Lsn meta_lsn;     // as durable roots say
+    Lsn settled_lsn;  // as durable records say
+    std::vector<Lsn> voided;
     Lsn trimmed_drained_lsn;
     Lsn trimmed_meta_lsn;
     std::optional<format::RootBody> root_body;

@@ -8,6 +8,7 @@
 
 #include "base/fault.h"
 #include "base/log.h"
+#include "runtime/alarm.h"
 #include "runtime/gate.h"
 #include "runtime/sync.h"
 #include "volume/block_map.h"
@@ -28,7 +29,8 @@ namespace peplos::volume {
 
 using runtime::Task;
 
-// A record that has its LSN and is not yet known to be durable.
+// A record that has its LSN and is not applied yet: it, its payload, or what is ahead of it is not
+// known to be durable.
 struct InFlight {
     Lsn lsn;
     format::RecordType type = format::RecordType::noop;
@@ -37,6 +39,8 @@ struct InFlight {
     Buffer data;          // write: all blocks of the record
     format::Place place;  // write_ref: of the first block
     format::BlockCrcs crcs;
+    bool is_durable = false;            // record and payload
+    runtime::Event* applied = nullptr;  // of the task that waits for this one alone
 
     bool overlaps(uint64_t first, uint64_t end) const {
         return lba.value < end && first < lba.value + block_count;
@@ -72,7 +76,8 @@ struct OpenSegment {
     uint32_t index = 0;
     uint32_t block_count = 0;  // handed out
     uint32_t block_count_max = 0;
-    uint32_t writers = 0;  // that may still get an LSN for blocks in here
+
+    bool has_room(uint32_t blocks) const { return block_count + blocks <= block_count_max; }
 };
 
 struct VolumeCore {
@@ -106,11 +111,20 @@ struct VolumeCore {
     runtime::WaitList slots;
     uint32_t running = 0;
     uint32_t waiting = 0;  // writers that wait for room of any kind
+    // A large write takes its place in here and its LSN without a suspension between: so what is
+    // in the segments up to a moment is what has an LSN up to a moment.
     std::shared_ptr<OpenSegment> open_segment;
+    std::shared_ptr<OpenSegment> next_segment;  // made ahead, so that no write waits for it
+    bool is_opening_ahead = false;
     std::vector<std::shared_ptr<OpenSegment>> full_segments;  // taken all they can, not sealed
     uint64_t large_run_bytes = 4 * kMiB;                      // of the next open segment
     runtime::Mutex opening;
-    runtime::WaitList writers_left;
+    // The active generation is frozen when this LSN is applied, before the next one is.
+    std::optional<Lsn> freeze_at;
+    Lsn newest_reference_lsn;    // submitted
+    Lsn submitted_settled_lsn;   // the highest that a record has carried
+    runtime::Alarm settle_soon;  // rings when it should be now
+    bool is_settling_soon = false;
 
     // ---- drain and upkeep ----
     std::vector<std::shared_ptr<OpenSegment>> frozen_segments;  // refs of the frozen generation
@@ -148,7 +162,11 @@ struct VolumeCore {
     Task<Result<void>> replay_seal(Lsn lsn, const format::SealBody& body);
     Task<Result<void>> replay_relocate(Lsn lsn, const format::RelocateBody& body);
     Result<void> replay_write(format::Record& record);
-    Result<void> replay_write_ref(const format::Record& record);
+    Task<Result<void>> replay_write_ref(format::Record record);
+    Task<Result<bool>> is_reference_whole(const format::Record& record);
+    Task<Result<void>> settle_log();
+    std::vector<Lsn> torn_references;  // found by the replay
+    bool found_unsettled = false;
     Task<Result<std::vector<format::SegmentIndexEntry>>> replay_segment(
         Lsn lsn, const format::SealedSegment& sealed);
     Task<Result<void>> attach_segments();
@@ -169,8 +187,12 @@ struct VolumeCore {
     Task<Result<void>> write_partial(uint64_t offset, Buffer from);
     Task<Result<void>> write_partial_piece(uint64_t offset, Buffer from);
     Task<Result<void>> zero_blocks(Lba lba, uint64_t block_count);
-    Task<Result<std::shared_ptr<OpenSegment>>> take_open_segment(uint32_t block_count);
+    bool have_open_segment(uint32_t block_count);
+    Task<Result<std::shared_ptr<OpenSegment>>> make_open_segment(uint32_t block_count);
     Task<Result<void>> create_open_segment(uint32_t block_count);
+    Task<void> open_ahead();
+    Task<void> drop_next_segment();
+    Task<void> settle_when_idle();
     bool try_take_room(uint64_t blocks);
     Task<Result<void>> take_room(uint64_t blocks);
     // What a writer remembers of its attempts to get room.
@@ -183,8 +205,14 @@ struct VolumeCore {
     Task<Result<replica::Admission>> admit(const format::Record& record);
     Task<Result<void>> commit(format::Record record, replica::Admission admission,
                               InFlight in_flight);
+    replica::AppendTicket submit(format::Record record, replica::Admission admission,
+                                 InFlight in_flight);
+    // Record and payload of this LSN are durable, or `outcome` says why not. Resolves when it is
+    // applied; until then nobody may be told.
+    Task<Result<void>> complete(Lsn lsn, Result<void> outcome);
     format::Record make_record(format::RecordType type, Lba lba, uint64_t block_count) const;
-    void apply_through(Lsn lsn);
+    void advance();
+    void freeze();
     void apply(InFlight& record);
     Task<void> wait_applied(Lsn lsn);
     Task<void> enter_slot();
@@ -202,6 +230,7 @@ struct VolumeCore {
 
     // ---- drain.cc ----
     Task<Result<void>> drain();
+    Task<Result<void>> freeze_generation();
 
     // ---- upkeep.cc ----
     Task<Result<void>> checkpoint();
@@ -230,6 +259,8 @@ SegmentEntry entry_of(const format::SegmentFooter& footer, uint32_t block_count,
 // Memory that one block's reference costs, as the overlay budget counts it.
 inline constexpr uint64_t kReferenceBytes = 64;
 inline constexpr uint64_t kZeroExtentsMax = 8192;
+// How long a large write may be acknowledged without a record that says so.
+inline constexpr Duration kSettleDelay = std::chrono::milliseconds(50);
 // Undrained data from which on a drain is worth its while.
 inline constexpr uint64_t kDrainBytes = limits::kSegmentBytesMax;
 inline constexpr uint64_t kDrainReferenceBytes = 128 * kMiB;

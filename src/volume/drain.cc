@@ -178,10 +178,6 @@ Task<Result<void>> Drain::index_large() {
             empty_.push_back(segment);
             continue;
         }
-        if (segment->handle.id().epoch != core_.params.epoch.value) {
-            CO_TRY(co_await rewrite_header(core_.segments, segment->handle, SegmentKind::large,
-                                           kUserClass));
-        }
         Output output;
         output.index = segment->index;
         CO_TRY_ASSIGN(output.segment,
@@ -193,7 +189,8 @@ Task<Result<void>> Drain::index_large() {
 }
 
 Task<Result<void>> Drain::make_durable() {
-    CO_TRY(co_await core_.segments.sync_all());
+    // Payload and index of large writes are durable as they are written.
+    if (!written_.empty()) CO_TRY(co_await core_.segments.sync_all());
     for (Output& output : outputs_)
         CO_TRY(co_await seal_segment(output.segment));
     co_return Result<void>{};
@@ -305,23 +302,34 @@ Task<Result<void>> Drain::run() {
     co_return outcome;
 }
 
+// The generation ends with the last LSN that is taken now. Every block in the segments that it
+// takes along has an LSN up to there, and no other has: so none is written twice.
+Task<Result<void>> VolumeCore::freeze_generation() {
+    if (open_segment) full_segments.push_back(std::exchange(open_segment, nullptr));
+    frozen_segments.insert(frozen_segments.end(), full_segments.begin(), full_segments.end());
+    full_segments.clear();
+    if (in_flight.empty()) {
+        freeze();
+        co_return Result<void>{};
+    }
+    Lsn last = in_flight.back().lsn;
+    freeze_at = last;
+    co_await wait_applied(last);
+    CO_TRY(healthy());
+    CHECK(overlay.has_frozen());
+    co_return Result<void>{};
+}
+
 Task<Result<void>> VolumeCore::drain() {
     auto guard = co_await draining.lock();
     CO_TRY(healthy());
-    if (!overlay.has_frozen()) {
-        // No large write may be between its place in a segment and its LSN.
-        auto no_new_segment = co_await opening.lock();
-        if (open_segment) full_segments.push_back(std::exchange(open_segment, nullptr));
-        frozen_segments = std::exchange(full_segments, {});
-        for (const std::shared_ptr<OpenSegment>& segment : frozen_segments) {
-            while (segment->writers != 0)
-                co_await writers_left.wait();
-        }
-        CO_TRY(healthy());
-        overlay.freeze(applied_lsn);
+    Result<void> outcome;
+    if (!overlay.has_frozen()) outcome = co_await freeze_generation();
+    if (outcome) {
+        Drain work(*this);
+        outcome = co_await work.run();
     }
-    Drain work(*this);
-    Result<void> outcome = co_await work.run();
+    if (!open_segment && next_segment) co_await drop_next_segment();
     if (!outcome && outcome.error().code() == Code::io_error) fail_for_good(outcome.error());
     if (fault.has_value()) {
         // The failure could not do this while the drain held on to the entries.

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <map>
 
+#include "base/crc32c.h"
 #include "volume/core.h"
 
 namespace peplos::volume {
@@ -85,7 +86,9 @@ Task<Result<void>> VolumeCore::replay_record(Record record) {
                            map->block_count());
         }
         if (record.type == RecordType::write) co_return replay_write(record);
-        if (record.type == RecordType::write_ref) co_return replay_write_ref(record);
+        if (record.type == RecordType::write_ref) {
+            co_return co_await replay_write_ref(std::move(record));
+        }
         if (record.type == RecordType::zero) {
             overlay.put_zero(record.lba.value, record.block_count);
         }
@@ -129,28 +132,74 @@ Result<void> VolumeCore::replay_write(Record& record) {
     return {};
 }
 
-Result<void> VolumeCore::replay_write_ref(const Record& record) {
+// Reads a payload back that no record vouches for. A segment that is gone was let go after its
+// references were voided, and the record of that was lost with the power: so nobody was told.
+Task<Result<bool>> VolumeCore::is_reference_whole(const Record& record) {
+    const auto& body = std::get<format::WriteRefBody>(record.body);
+    SegmentHandle handle = segments.locate(body.segment);
+    uint64_t offset = uint64_t{body.block_offset} * kBlockBytes;
+    uint64_t bytes = record.block_count * kBlockBytes;
+    if (!handle || offset + bytes > handle.bytes()) co_return false;
+    Buffer payload = Buffer::allocate(bytes);
+    CO_TRY(co_await handle.store->read(handle.pin, offset, payload));
+    for (size_t i = 0; i < record.block_count; ++i) {
+        Bytes block = std::as_const(payload).bytes().subspan(i * kBlockBytes, kBlockBytes);
+        if (crc32c(block) != record.crcs[i]) co_return false;
+    }
+    co_return true;
+}
+
+// What the replay found torn stays so, and what it found whole was there for good: both become
+// durable before anything is served or written. Otherwise a later record would vouch for the torn
+// ones, and a block that rots would turn a write that was read into one that never was.
+Task<Result<void>> VolumeCore::settle_log() {
+    if (!found_unsettled) co_return Result<void>{};
+    for (Lsn lsn : torn_references) {
+        LOG_INFO("a torn write is dropped, it was never acknowledged volume={} lsn={}", params.id,
+                 lsn);
+    }
+    Record record = make_record(RecordType::settle, Lba(0), 0);
+    record.body = format::SettleBody{std::exchange(torn_references, {})};
+    CO_TRY_ASSIGN(replica::Admission admission, co_await log->admit(record));
+    InFlight entry;
+    entry.type = RecordType::settle;
+    co_return co_await commit(std::move(record), std::move(admission), std::move(entry));
+}
+
+Task<Result<void>> VolumeCore::replay_write_ref(Record record) {
     auto* body = std::get_if<format::WriteRefBody>(&record.body);
     if (body == nullptr) {
-        return fail(Code::corrupt, "volume {} LSN {}: a reference without a place", params.id,
-                    record.lsn);
+        co_return fail(Code::corrupt, "volume {} LSN {}: a reference without a place", params.id,
+                       record.lsn);
+    }
+    const replica::LogTail& tail = log->tail();
+    if (std::ranges::binary_search(tail.voided, record.lsn)) co_return Result<void>{};
+    if (record.lsn > tail.settled_lsn) {
+        found_unsettled = true;
+        CO_TRY_ASSIGN(bool is_whole, co_await is_reference_whole(record));
+        if (!is_whole) {
+            PROBE("volume.replay.torn_reference");
+            torn_references.push_back(record.lsn);
+            co_return Result<void>{};
+        }
+        PROBE("volume.replay.whole_reference");
     }
     if (segments.find(body->segment_index) == nullptr ||
         segments.find(body->segment_index)->id() != body->segment) {
         SegmentHandle handle = segments.locate(body->segment);
         uint64_t end = (uint64_t{body->block_offset} + record.block_count) * kBlockBytes;
         if (!handle || end > handle.bytes()) {
-            return fail(Code::corrupt,
-                        "volume {} LSN {}: segment {} that holds the data of an "
-                        "acknowledged write is on none of this node's devices",
-                        params.id, record.lsn, body->segment);
+            co_return fail(Code::corrupt,
+                           "volume {} LSN {}: segment {} that holds the data of an "
+                           "acknowledged write is on none of this node's devices",
+                           params.id, record.lsn, body->segment);
         }
         SegmentEntry entry;
         entry.id = body->segment;
         entry.kind = static_cast<uint8_t>(format::SegmentKind::large);
         entry.state = SegmentState::open;
         entry.sealed_lsn = record.lsn;
-        TRY(map->segments().add(body->segment_index, entry));
+        CO_TRY(map->segments().add(body->segment_index, entry));
         unsealed_at_open.push_back(body->segment_index);
         segments.put(body->segment_index, std::move(handle));
     }
@@ -162,7 +211,7 @@ Result<void> VolumeCore::replay_write_ref(const Record& record) {
                                  .lsn = record.lsn,
                                  .crc = record.crcs[i]});
     }
-    return {};
+    co_return Result<void>{};
 }
 
 Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment(

@@ -78,30 +78,29 @@ Task<Result<WrittenSegment>> write_index(SegmentSet& set, SegmentHandle handle,
     out.footer.index_crc = format::encode_segment_index(entries, index.bytes());
     CHECK(out.footer.bytes() <= handle.bytes());
     std::vector<Buffer> from{std::move(index)};
+    Durability durability =
+        kind == format::SegmentKind::large ? Durability::durable : Durability::volatile_;
     auto written = co_await handle.store->write_vector(handle.pin, out.footer.index_offset(),
-                                                       std::move(from), Durability::volatile_);
+                                                       std::move(from), durability);
     if (!written) co_return fail(std::move(written).error());
     out.written_bytes = out.footer.bytes();
     out.handle = std::move(handle);
     co_return out;
 }
 
-Task<Result<void>> rewrite_header(SegmentSet& set, SegmentHandle handle, format::SegmentKind kind,
-                                  uint8_t lifetime_class) {
-    Buffer header = Buffer::allocate(kBlockBytes);
-    format::encode_segment_header(set.header_of(handle.id(), kind, lifetime_class), header.bytes());
-    std::vector<Buffer> from{std::move(header)};
-    co_return co_await handle.store->write_vector(handle.pin, format::kSegmentHeaderOffset,
-                                                  std::move(from), Durability::volatile_);
-}
-
 Task<Result<void>> seal_segment(WrittenSegment& segment) {
-    Buffer footer = Buffer::allocate(kBlockBytes);
-    format::encode_segment_footer(segment.footer, footer.bytes());
-    std::vector<Buffer> from{std::move(footer)};
+    bool with_header = segment.footer.header.kind == format::SegmentKind::large;
+    std::vector<Buffer> from;
+    if (with_header) {
+        from.push_back(Buffer::allocate(kBlockBytes));
+        format::encode_segment_header(segment.footer.header, from.back().bytes());
+    }
+    from.push_back(Buffer::allocate(kBlockBytes));
+    format::encode_segment_footer(segment.footer, from.back().bytes());
+    uint64_t offset = with_header ? format::kSegmentHeaderOffset : format::kSegmentFooterOffset;
     SegmentHandle handle = segment.handle;
-    CO_TRY(co_await handle.store->write_vector(handle.pin, format::kSegmentFooterOffset,
-                                               std::move(from), Durability::durable));
+    CO_TRY(co_await handle.store->write_vector(handle.pin, offset, std::move(from),
+                                               Durability::durable));
     if (format::segment_run_bytes(segment.footer.bytes()) < handle.bytes()) {
         CO_TRY(co_await handle.store->shrink(handle.pin, segment.footer.bytes()));
     }

@@ -43,15 +43,13 @@ runtime::Task<Result<WrittenSegment>> write_segment(SegmentSet& set, format::Seg
                                                     std::span<const SegmentBlock> blocks,
                                                     uint64_t run_bytes, media::Purpose purpose);
 // For a segment whose blocks are in place already: writes the index behind `block_end` blocks.
-// Entries strictly ascend by (LBA, LSN); at least one.
+// Entries strictly ascend by (LBA, LSN); at least one. A `large` segment's is durable on return.
 runtime::Task<Result<WrittenSegment>> write_index(
     SegmentSet& set, SegmentHandle handle, format::SegmentKind kind, uint8_t lifetime_class,
     std::span<const format::SegmentIndexEntry> entries, uint32_t block_end);
-// Writes the header of a segment of an earlier epoch again, as header_of() has it now: it may never
-// have been durable. Not durable yet either.
-runtime::Task<Result<void>> rewrite_header(SegmentSet& set, SegmentHandle handle,
-                                           format::SegmentKind kind, uint8_t lifetime_class);
-// Writes the footer durably. Requires: data and index are durable. Gives back unused units.
+// Writes the footer durably, and with it the header of a `large` segment: that one was written long
+// ago, by another epoch perhaps, and may never have been durable. Requires: data and index are
+// durable. Gives back unused units.
 runtime::Task<Result<void>> seal_segment(WrittenSegment& segment);
 
 // The seal of a segment and its index, read back and verified.

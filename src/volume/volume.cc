@@ -84,12 +84,15 @@ void VolumeCore::fail_for_good(const Error& error) {
     for (const InFlight& record : in_flight) {
         if (record.type == format::RecordType::write) in_flight_blocks -= record.block_count;
     }
+    for (const InFlight& record : in_flight) {
+        if (record.applied != nullptr) record.applied->set();
+    }
     in_flight.clear();
+    freeze_at.reset();
     settle();
     resources.overlay.wake();
     applied.wake_all();
     drained.wake_all();
-    writers_left.wake_all();
     if (log) log->refuse_waiting(*fault, replica::VolumeLog::Waiting::own);
 }
 
@@ -124,6 +127,7 @@ Task<Result<void>> VolumeCore::start(bool is_new) {
                        params.id, tail.last_lsn);
     }
     CO_TRY(co_await replay());
+    CO_TRY(co_await settle_log());
     std::vector<SegmentId> leftovers = find_leftovers();
     if (!leftovers.empty()) {
         background.spawn(resources.env.executor, remove_leftovers(std::move(leftovers)));
@@ -147,6 +151,7 @@ Task<void> VolumeCore::stop(bool is_closing, Result<void>* outcome) {
         if (*outcome) *outcome = co_await checkpoint();
     }
     if (is_closing && fault.has_value()) *outcome = healthy();
+    settle_soon.ring();
     co_await background.close();
     // Whoever still works inside ends first.
     {
@@ -161,6 +166,7 @@ Task<void> VolumeCore::stop(bool is_closing, Result<void>* outcome) {
     co_await map->close();
     segments.clear();
     open_segment = nullptr;
+    next_segment = nullptr;
     full_segments.clear();
     frozen_segments.clear();
 }

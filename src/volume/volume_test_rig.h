@@ -105,16 +105,23 @@ class Rig {
         open(true);
     }
     void start_node() {
-        auto opened = world.run(open_device(world.env()));
-        ASSERT_TRUE(opened) << opened.error().text();
-        device = std::move(*opened);
-        auto opened_journal = world.run(replica::LocalJournal::open(world.env(), *device));
-        ASSERT_TRUE(opened_journal) << opened_journal.error().text();
-        journal = std::move(*opened_journal);
+        auto started = world.run(open_node());
+        ASSERT_TRUE(started) << started.error().text();
+    }
+    // All of a restart in one task, so that a test can cut it anywhere.
+    Task<Result<void>> open_all() {
+        CO_TRY(co_await open_node());
+        CO_TRY_ASSIGN(volume, co_await Volume::open(*resources, next_params()));
+        co_return Result<void>{};
+    }
+    Task<Result<void>> open_node() {
+        CO_TRY_ASSIGN(device, co_await open_device(world.env()));
+        CO_TRY_ASSIGN(journal, co_await replica::LocalJournal::open(world.env(), *device));
         cache = std::make_unique<LeafCache>(options_.cache_bytes);
         overlay = std::make_unique<OverlayBudget>(options_.overlay_bytes);
         space = std::make_unique<SpaceBudget>(std::vector{&device->segments()});
         resources.reset(new Resources{world.env(), *journal, *cache, *overlay, *space, background});
+        co_return Result<void>{};
     }
     VolumeParams next_params() {
         return {.id = kVolume,

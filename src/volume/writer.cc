@@ -166,45 +166,96 @@ Record VolumeCore::make_record(RecordType type, Lba lba, uint64_t block_count) c
     return record;
 }
 
-Task<Result<void>> VolumeCore::commit(Record record, replica::Admission admission, InFlight entry) {
-    uint64_t first = entry.lba.value;
-    uint64_t end = first + entry.block_count;
-    CHECK(end <= map->block_count());
-    CO_TRY(healthy());
-    // From here to submit() nothing suspends: LSN order is queue order is overlay order.
+// From the LSN to the queue nothing suspends: LSN order is queue order is overlay order.
+replica::AppendTicket VolumeCore::submit(Record record, replica::Admission admission,
+                                         InFlight entry) {
+    CHECK(entry.lba.value + entry.block_count <= map->block_count());
     Lsn lsn = log->next_lsn();
     record.lsn = lsn;
+    record.settled_lsn = applied_lsn;
+    submitted_settled_lsn = std::max(submitted_settled_lsn, applied_lsn);
+    if (record.type == RecordType::write_ref) newest_reference_lsn = lsn;
     entry.lsn = lsn;
-    CHECK(in_flight.empty() || in_flight.back().lsn < lsn);
+    CHECK(in_flight.empty() || in_flight.back().lsn.next() == lsn);
     in_flight.push_back(std::move(entry));
-    replica::AppendTicket ticket = log->submit(std::move(record), std::move(admission));
-    auto outcome = co_await log->wait(std::move(ticket));
-    if (!outcome) {
-        fail_for_good(outcome.error());
-        co_return fail(std::move(outcome).error());
-    }
-    apply_through(lsn);
-    co_return Result<void>{};
+    return log->submit(std::move(record), std::move(admission));
 }
 
-void VolumeCore::apply_through(Lsn lsn) {
-    if (fault.has_value()) return;
-    bool any = false;
-    while (!in_flight.empty() && in_flight.front().lsn <= lsn) {
-        apply(in_flight.front());
-        applied_lsn = in_flight.front().lsn;
-        in_flight.pop_front();
-        any = true;
+Task<Result<void>> VolumeCore::commit(Record record, replica::Admission admission, InFlight entry) {
+    CO_TRY(healthy());
+    replica::AppendTicket ticket =
+        submit(std::move(record), std::move(admission), std::move(entry));
+    Lsn lsn = in_flight.back().lsn;
+    Result<void> outcome = co_await log->wait(std::move(ticket));
+    co_return co_await complete(lsn, std::move(outcome));
+}
+
+Task<Result<void>> VolumeCore::complete(Lsn lsn, Result<void> outcome) {
+    if (!outcome) {
+        fail_for_good(outcome.error());
+        co_return outcome;
     }
-    if (!any) return;
+    CO_TRY(healthy());
+    CHECK(!in_flight.empty() && in_flight.front().lsn <= lsn && lsn <= in_flight.back().lsn);
+    InFlight& own = in_flight[lsn.value - in_flight.front().lsn.value];
+    CHECK(own.lsn == lsn && !own.is_durable);
+    own.is_durable = true;
+    if (in_flight.front().lsn == lsn) {
+        advance();
+        co_return healthy();
+    }
+    // Something ahead, the payload of a large write most likely, is not durable yet.
+    runtime::Event is_applied;
+    own.applied = &is_applied;
+    co_await is_applied.wait();
+    co_return healthy();
+}
+
+// Applies what is durable without a gap, in LSN order.
+void VolumeCore::advance() {
+    bool has_reference = false;
+    while (!in_flight.empty() && in_flight.front().is_durable) {
+        InFlight& next = in_flight.front();
+        apply(next);
+        applied_lsn = next.lsn;
+        has_reference = has_reference || next.type == RecordType::write_ref;
+        if (next.applied != nullptr) next.applied->set();
+        in_flight.pop_front();
+        if (freeze_at == applied_lsn) freeze();
+    }
     settle();
     if (applied.count() != 0) applied.wake_all();
+    if (has_reference && !is_settling_soon && newest_reference_lsn > submitted_settled_lsn &&
+        !background.is_closed()) {
+        is_settling_soon = true;
+        background.spawn(resources.env.executor, settle_when_idle());
+    }
     if (overlay.active().data_blocks * kBlockBytes >=
             std::min(kDrainBytes, resources.overlay.total_bytes() / 4) ||
         overlay.active().reference_blocks() * kBlockBytes >= kDrainReferenceBytes ||
         overlay.zero_extents() >= kZeroExtentsMax / 2) {
         notice();
     }
+}
+
+void VolumeCore::freeze() {
+    freeze_at.reset();
+    overlay.freeze(applied_lsn);
+}
+
+// That a large write was acknowledged is said by the records after it. When none comes, one is
+// made: otherwise a payload that rots meanwhile would pass for a torn write at the next open.
+Task<void> VolumeCore::settle_when_idle() {
+    co_await settle_soon.wait(resources.env.clock, kSettleDelay);
+    is_settling_soon = false;
+    if (fault.has_value() || submitted_settled_lsn >= newest_reference_lsn) co_return;
+    Record record = make_record(RecordType::settle, Lba(0), 0);
+    record.body = format::SettleBody{};
+    replica::Admission admission = log->try_admit(record);
+    if (!admission) co_return;
+    InFlight entry;
+    entry.type = RecordType::settle;
+    std::ignore = co_await commit(std::move(record), std::move(admission), std::move(entry));
 }
 
 void VolumeCore::apply(InFlight& record) {
@@ -342,11 +393,7 @@ Task<Result<void>> VolumeCore::write_pieces(Lba lba, Buffer data) {
 
 // ---- large writes ----
 
-Task<Result<void>> VolumeCore::create_open_segment(uint32_t block_count) {
-    auto guard = co_await opening.lock();
-    if (open_segment && open_segment->block_count + block_count <= open_segment->block_count_max) {
-        co_return Result<void>{};  // another writer made one meanwhile
-    }
+Task<Result<std::shared_ptr<OpenSegment>>> VolumeCore::make_open_segment(uint32_t block_count) {
     uint64_t run = large_run_bytes;
     uint64_t least = format::segment_run_bytes(format::segment_bytes_for(block_count));
     run = std::max(run, least);
@@ -366,82 +413,104 @@ Task<Result<void>> VolumeCore::create_open_segment(uint32_t block_count) {
     segment->handle = std::move(*created);
     segment->index = index;
     segment->block_count_max = format::segment_block_count_max(run);
-    if (open_segment) full_segments.push_back(open_segment);
-    open_segment = std::move(segment);
     large_run_bytes = std::min<uint64_t>(run * 2, limits::kSegmentBytesMax);
+    co_return segment;
+}
+
+// Whether the open segment, or the one made ahead that then takes its place, has room.
+bool VolumeCore::have_open_segment(uint32_t block_count) {
+    if (open_segment && open_segment->has_room(block_count)) return true;
+    if (!next_segment || !next_segment->has_room(block_count)) return false;
+    if (open_segment) full_segments.push_back(std::move(open_segment));
+    open_segment = std::exchange(next_segment, nullptr);
+    return true;
+}
+
+Task<Result<void>> VolumeCore::create_open_segment(uint32_t block_count) {
+    auto guard = co_await opening.lock();
+    if (have_open_segment(block_count)) co_return Result<void>{};  // somebody made one meanwhile
+    CO_TRY_ASSIGN(std::shared_ptr<OpenSegment> segment, co_await make_open_segment(block_count));
+    if (open_segment) full_segments.push_back(std::move(open_segment));
+    open_segment = std::move(segment);
     co_return Result<void>{};
 }
 
-Task<Result<std::shared_ptr<OpenSegment>>> VolumeCore::take_open_segment(uint32_t block_count) {
-    while (!open_segment ||
-           open_segment->block_count + block_count > open_segment->block_count_max) {
-        CO_TRY(co_await create_open_segment(block_count));
-        CO_TRY(alive());
+Task<void> VolumeCore::open_ahead() {
+    auto guard = co_await opening.lock();
+    if (!next_segment && open_segment && alive()) {
+        // Without room the writers find out for themselves.
+        auto made = co_await make_open_segment(limits::kIoBytesMax / kBlockBytes);
+        if (made) next_segment = std::move(*made);
     }
-    ++open_segment->writers;
-    open_segment->block_count += block_count;
-    co_return open_segment;
+    is_opening_ahead = false;
 }
 
-namespace {
+Task<void> VolumeCore::drop_next_segment() {
+    auto guard = co_await opening.lock();
+    if (!next_segment || open_segment) co_return;
+    std::shared_ptr<OpenSegment> segment = std::exchange(next_segment, nullptr);
+    SegmentId id = segment->handle.id();
+    segments.forget(segment->index, id);
+    map->segments().release(segment->index);
+    auto removed = co_await segments.remove(id);
+    if (!removed)
+        LOG_WARN("an unused segment stays until the next open: {}", removed.error().text());
+}
 
-// A writer's stay in an open segment: a drain that seals it waits for the end of all.
-class Stay {
-  public:
-    Stay(VolumeCore* core, std::shared_ptr<OpenSegment> segment)
-        : core_(core), segment_(std::move(segment)) {}
-    Stay(const Stay&) = delete;
-    ~Stay() {
-        if (--segment_->writers == 0) core_->writers_left.wake_all();
-    }
-
-  private:
-    VolumeCore* core_;
-    std::shared_ptr<OpenSegment> segment_;
-};
-
-}  // namespace
-
+// The payload goes into the open segment and its record into the journal at the same time. The
+// record is believed only with the payload: the write is acknowledged when both are durable, and
+// no later record says it was (settled_lsn) before.
 Task<Result<void>> VolumeCore::write_large(Lba lba, Buffer data) {
     auto block_count = static_cast<uint32_t>(data.size() / kBlockBytes);
     CHECK(block_count <= format::kWriteRefBlocksMax);
     Record record = make_record(RecordType::write_ref, lba, block_count);
     record.body = format::WriteRefBody{};
     compute_crcs(data.bytes(), record.crcs);
-    // Admission comes first: a drain waits for writers in the segment, so they may not wait for it.
-    CO_TRY_ASSIGN(replica::Admission admission, co_await admit(record));
-    auto taken = co_await take_open_segment(block_count);
-    if (!taken) {
-        if (taken.error().code() != Code::no_space) co_return fail(std::move(taken).error());
+    replica::Admission admission = log->try_admit(record);
+    if (!admission) {
+        CO_TRY_ASSIGN(admission, co_await admit(record));
+    }
+    while (true) {
+        while (!locks.empty() && locks.overlaps(lba.value, lba.value + block_count)) {
+            co_await locks.wait();
+        }
+        CO_TRY(alive());
+        if (have_open_segment(block_count)) break;
+        auto made = co_await create_open_segment(block_count);
+        if (made) continue;
+        if (made.error().code() != Code::no_space) co_return made;
         admission = {};
         co_return co_await write_pieces(lba, std::move(data));
     }
-    std::shared_ptr<OpenSegment> segment = std::move(*taken);
-    uint32_t position = segment->block_count - block_count;
-    Stay stay(this, segment);
-    uint64_t offset = format::segment_block_offset(position);
-    record.body = format::WriteRefBody{.segment = segment->handle.id(),
-                                       .segment_index = segment->index,
+    // From here to submit() nothing suspends.
+    OpenSegment& segment = *open_segment;
+    uint64_t offset = format::segment_block_offset(segment.block_count);
+    segment.block_count += block_count;
+    record.body = format::WriteRefBody{.segment = segment.handle.id(),
+                                       .segment_index = segment.index,
                                        .block_offset = static_cast<uint32_t>(offset / kBlockBytes)};
-    std::vector<Buffer> from{data};
-    auto written = co_await segment->handle.store->write_vector(
-        segment->handle.pin, offset, std::move(from), Durability::durable);
-    if (!written) {
-        fail_for_good(written.error());
-        co_return fail(std::move(written).error());
-    }
-    while (!locks.empty() && locks.overlaps(lba.value, lba.value + block_count)) {
-        co_await locks.wait();
-    }
-    CO_TRY(alive());
     InFlight entry{.lsn = {},
                    .type = RecordType::write_ref,
                    .lba = lba,
                    .block_count = block_count,
                    .data = {},
-                   .place = format::Place::block(segment->index, offset),
+                   .place = format::Place::block(segment.index, offset),
                    .crcs = record.crcs};
-    co_return co_await commit(std::move(record), std::move(admission), std::move(entry));
+    SegmentHandle handle = segment.handle;
+    replica::AppendTicket ticket =
+        submit(std::move(record), std::move(admission), std::move(entry));
+    Lsn lsn = in_flight.back().lsn;
+    if (!next_segment && !is_opening_ahead && !background.is_closed() &&
+        segment.block_count >= segment.block_count_max / 2) {
+        is_opening_ahead = true;
+        background.spawn(resources.env.executor, open_ahead());
+    }
+    std::vector<Buffer> from{std::move(data)};
+    auto written = co_await handle.store->write_vector(handle.pin, offset, std::move(from),
+                                                       Durability::durable);
+    if (!written) co_return co_await complete(lsn, std::move(written));
+    Result<void> outcome = co_await log->wait(std::move(ticket));
+    co_return co_await complete(lsn, std::move(outcome));
 }
 
 // ---- parts of blocks ----
