@@ -5,9 +5,10 @@ Each case is measured as raw, Peplos, raw, Peplos, ... so that what the machine 
 both alike; the table shows medians. Suites:
   engine  the engine in its own process, no door in front, all map leaves cached
   leaves  random reads of a larger volume, with all leaves cached and with a quarter of them
+  sustained  random writes for a minute with the drain that ends them; and on a device 75 % full
   attach  a real node: fio on the loop device over FUSE, and the pause of a kill -9 (needs root)
 Usage: bench/run.py [--suite NAME ...] [--dir DIR] [--seconds S] [--rounds N] [--gib G]
-[--large-gib G] [--only NAME ...] [--json FILE].
+[--large-gib G] [--sustain S] [--sustain-gib G] [--only NAME ...] [--json FILE].
 """
 import argparse
 import json
@@ -52,6 +53,16 @@ ATTACH_CASES = [
      ["--sync=dsync"], 0.6),
     ("attach-write-4k-q32-durable", ["--rw=randwrite", "--bs=4k", "--iodepth=32"], [], 0.4),
 ]
+
+# Random writes of 4 KiB, 32 in flight, durable, over --sustain seconds, with the drain that ends
+# them, beside raw writes without sync. Name, live share of the device, percent of the volume that
+# is written over first, least ratio. Each has a device of its own.
+SUSTAINED = [
+    ("write-4k-q32-sustained", 0.5, 0, 0.6),
+    ("write-4k-q32-75-full", 0.75, 100, 0.3),
+]
+RING_BYTES = 1 << 30
+OVERLAY_BYTES = 256 << 20
 
 
 def fio(path, arguments, seconds):
@@ -143,6 +154,38 @@ def measure_leaves(options, program, where):
     return rows
 
 
+def measure_sustained(options, program, where):
+    raw, device = os.path.join(where, "raw"), os.path.join(where, "device")
+    size = int(options.sustain_gib * (1 << 30)) & ~((1 << 20) - 1)
+    lay_raw(raw, size)
+    rows = []
+    for name, share, overwrite, least in SUSTAINED:
+        if not is_wanted(options, name):
+            continue
+        prepare(program, device, int(size / share) + RING_BYTES + (64 << 20), size)
+        load = ["--op", "write", "--random", "--bs", "4096", "--qd", "32", "--with-drain",
+                "--overwrite", str(overwrite), "--overlay", str(OVERLAY_BYTES)]
+        extra = []
+
+        def ours(into=extra, load=load):
+            into.append(engine(program, device, load, options.sustain, ["--volume", str(size)]))
+            return into[-1]
+
+        once = argparse.Namespace(**{**vars(options), "rounds": 1})
+        row = compare(once, name, lambda: fio(raw, ["--rw=randwrite", "--bs=4k", "--iodepth=32"],
+                                              options.sustain), ours, least)
+        out = extra[0]
+        row.update(turns=out["written_bytes"] / (RING_BYTES + OVERLAY_BYTES),
+                   full=out["stored_share"], drain_seconds=out["drain_seconds"],
+                   write_amplification=out["storage_bytes"] / out["written_bytes"])
+        print(f"  written {row['turns']:.1f} x (ring + overlay), the last drain took "
+              f"{row['drain_seconds']:.1f} s, device {row['full']:.0%} live, write amplification "
+              f"{row['write_amplification']:.2f}", flush=True)
+        rows.append(row)
+        os.unlink(device)
+    return rows
+
+
 def measure_attach(options, where):
     from attached import AttachedWorld, longest_pause
     raw = os.path.join(where, "raw")
@@ -172,13 +215,15 @@ def measure_attach(options, where):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", nargs="*", choices=["engine", "leaves", "attach"],
+    parser.add_argument("--suite", nargs="*", choices=["engine", "leaves", "sustained", "attach"],
                         default=["engine"])
     parser.add_argument("--dir", default=None, help="where the files go (default: a temporary one)")
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gib", type=int, default=4, help="size of the volume and the raw file")
     parser.add_argument("--large-gib", type=int, default=16, help="the volume of the leaves suite")
+    parser.add_argument("--sustain", type=int, default=60, help="seconds of a sustained case")
+    parser.add_argument("--sustain-gib", type=float, default=4, help="size of its volume")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--json", help="write the rows here as well")
     options = parser.parse_args()
@@ -196,6 +241,8 @@ def main():
                 rows += measure_engine(options, program, where)
             elif suite == "leaves":
                 rows += measure_leaves(options, program, where)
+            elif suite == "sustained":
+                rows += measure_sustained(options, program, where)
             else:
                 rows += measure_attach(options, where)
         finally:

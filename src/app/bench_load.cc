@@ -33,6 +33,7 @@ struct Shared {
     BenchLoad load;
     uint64_t block_count = 0;
     uint64_t block_next = 0;
+    uint64_t operations_left = UINT64_MAX;
     Time deadline;
     BenchResult result;
     std::optional<Error> error;
@@ -45,7 +46,8 @@ Task<void> worker(Shared& shared, uint64_t seed) {
     Buffer from = Buffer::allocate(shared.load.block_bytes);
     scramble(from, seed);
     Time now = shared.clock.now();
-    while (now < shared.deadline && !shared.error) {
+    while (now < shared.deadline && !shared.error && shared.operations_left != 0) {
+        --shared.operations_left;
         uint64_t block = shared.load.is_random ? next_random(state) % shared.block_count
                                                : shared.block_next++ % shared.block_count;
         bool is_read = shared.load.operation == "read" ||
@@ -117,6 +119,7 @@ Task<Result<BenchResult>> run_load(runtime::Executor executor, runtime::Clock& c
     }
     auto shared = std::make_unique<Shared>(device, clock, load);
     shared->block_count = span / load.block_bytes;
+    if (load.bytes_max != 0) shared->operations_left = load.bytes_max / load.block_bytes;
     Time begin = clock.now();
     shared->deadline = begin + std::chrono::nanoseconds(static_cast<int64_t>(load.seconds * 1e9));
     shared->running = load.depth;

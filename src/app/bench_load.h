@@ -21,6 +21,7 @@ struct BenchLoad {
     uint32_t depth = 1;
     double seconds = 0;
     uint64_t span_bytes = 0;  // 0: the whole device
+    uint64_t bytes_max = 0;   // ends after so much, too; 0: `seconds` alone decides
 };
 
 // Latencies in buckets of 1/16 of a power of two of nanoseconds: percentiles within 6 %.

@@ -86,6 +86,11 @@ Task<void> BenchStage::close() {
     device_.reset();
 }
 
+double BenchStage::stored_share() const {
+    uint64_t total = uint64_t{device_->segments().space().total_units} * limits::kSegmentUnitBytes;
+    return static_cast<double>(volume_->stats().live_bytes) / static_cast<double>(total);
+}
+
 uint64_t BenchStage::stored_bytes() const {
     uint64_t bytes = 0;
     for (const media::SegmentInfo& segment : device_->segments().list())

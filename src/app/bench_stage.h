@@ -40,6 +40,8 @@ class BenchStage {
 
     volume::Volume& volume() { return *volume_; }
     uint64_t stored_bytes() const;
+    // The live blocks' share of all units: how full the device is.
+    double stored_share() const;
     runtime::Executor executor() { return core_.executor(); }
     runtime::Clock& clock() { return system_.env().clock; }
     runtime::Rng& rng() { return system_.env().rng; }

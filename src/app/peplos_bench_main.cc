@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sys/resource.h>
 
@@ -24,6 +25,17 @@ double cpu_seconds() {
     return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
+// What this process had the kernel write to storage, page cache or not (see proc(5)).
+uint64_t written_to_storage() {
+    std::ifstream counters("/proc/self/io");
+    std::string name;
+    uint64_t value = 0;
+    while (counters >> name >> value) {
+        if (name == "write_bytes:") return value;
+    }
+    return 0;
+}
+
 struct Wish {
     BenchStageOptions stage;
     BenchLoad load;
@@ -32,6 +44,10 @@ struct Wish {
     // Leaves mapped one block each, over this many bytes: what a restart has to survive.
     uint64_t sparse_bytes = 0;
     bool leave_dirty = false;
+    // Percent of the span to write over before the measurement, with the same operations.
+    uint32_t overwrite_percent = 0;
+    // The figures include draining and a checkpoint after the load.
+    bool with_drain = false;
 };
 
 Task<Result<nlohmann::json>> prepare(BenchStage& stage, const Wish& wish) {
@@ -54,16 +70,36 @@ Task<Result<nlohmann::json>> measure(BenchStage& stage, const Wish& wish) {
     double open_seconds = std::chrono::duration<double>(stage.clock().now() - before_open).count();
     nlohmann::json out = {{"open_seconds", open_seconds}};
     if (wish.load.seconds > 0) {
+        if (wish.overwrite_percent != 0) {
+            BenchLoad first = wish.load;
+            uint64_t span = first.span_bytes == 0 ? stage.volume().size_bytes() : first.span_bytes;
+            first.bytes_max = span / 100 * wish.overwrite_percent;
+            first.seconds = 3600;
+            CO_TRY(co_await run_load(stage.executor(), stage.clock(), stage.rng(), stage.volume(),
+                                     first));
+        }
         volume::VolumeStats before = stage.volume().stats();
+        uint64_t storage_before = written_to_storage();
         double cpu_before = cpu_seconds();
         CO_TRY_ASSIGN(BenchResult result,
                       co_await run_load(stage.executor(), stage.clock(), stage.rng(),
                                         stage.volume(), wish.load));
+        if (wish.with_drain) {
+            Time begin = stage.clock().now();
+            CO_TRY(co_await stage.volume().drain());
+            CO_TRY(co_await stage.volume().checkpoint());
+            double took = std::chrono::duration<double>(stage.clock().now() - begin).count();
+            result.seconds += took;
+            out["drain_seconds"] = took;
+        }
         double cpu = cpu_seconds() - cpu_before;
+        uint64_t storage_bytes = written_to_storage() - storage_before;
         volume::VolumeStats after = stage.volume().stats();
         out.update(result.json());
         out["cpu_us_per_op"] =
             result.operations == 0 ? 0.0 : cpu * 1e6 / static_cast<double>(result.operations);
+        out["storage_bytes"] = storage_bytes;
+        out["stored_share"] = stage.stored_share();
         out["written_bytes"] = after.write.bytes - before.write.bytes;
         out["drained_bytes"] = after.drained_bytes - before.drained_bytes;
         out["relocated_bytes"] = after.relocated_bytes - before.relocated_bytes;
@@ -119,6 +155,10 @@ int run(int argc, char** argv) {
     run_command->add_option("--qd", wish.load.depth, "operations in flight");
     run_command->add_option("--seconds", wish.load.seconds, "how long; 0: open and close only");
     run_command->add_option("--span", wish.load.span_bytes, "bytes of the volume to use; 0: all");
+    run_command->add_option("--overwrite", wish.overwrite_percent,
+                            "percent of the span to write over before measuring");
+    run_command->add_flag("--with-drain", wish.with_drain,
+                          "drain and checkpoint after the load, as part of it");
     run_command->add_flag("--leave-dirty", wish.leave_dirty, "end by SIGKILL, without a close");
     CLI11_PARSE(app, argc, argv);
     wish.prepare = prepare_command->parsed();
