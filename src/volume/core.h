@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <boost/container/small_vector.hpp>
 #include <deque>
 #include <memory>
@@ -47,26 +48,29 @@ struct InFlight {
     }
 };
 
-// Blocks that a read-modify-write holds. Few at a time, so a list does.
+// Ranges of blocks that read-modify-writes hold. They never overlap. Few at a time, so a list does.
 class BlockLocks {
   public:
     bool empty() const { return locked_.empty(); }
     bool overlaps(uint64_t first, uint64_t end) const {
-        for (uint64_t lba : locked_) {
-            if (lba >= first && lba < end) return true;
-        }
-        return false;
+        return std::ranges::any_of(
+            locked_, [&](const Range& held) { return held.first < end && first < held.end; });
     }
-    void lock(uint64_t lba) { locked_.push_back(lba); }
-    void unlock(uint64_t lba) {
-        std::erase(locked_, lba);
+    // Requires: nothing in it is locked.
+    void lock(uint64_t first, uint64_t end) { locked_.push_back({first, end}); }
+    void unlock(uint64_t first) {
+        std::erase_if(locked_, [first](const Range& held) { return held.first == first; });
         changed_.wake_all();
     }
     Task<void> wait() { return changed_.wait(); }
     void wake() { changed_.wake_all(); }
 
   private:
-    std::vector<uint64_t> locked_;
+    struct Range {
+        uint64_t first;
+        uint64_t end;
+    };
+    std::vector<Range> locked_;
     runtime::WaitList changed_;
 };
 

@@ -39,6 +39,34 @@ TEST(Volume, WritesAreThereAfterDrainCheckpointAndReopen) {
     rig.expect_all();
 }
 
+Task<void> write_bytes(Volume& volume, uint64_t offset, uint64_t bytes, std::byte with, int& left) {
+    Buffer data = Buffer::allocate(bytes);
+    std::memset(data.data(), static_cast<int>(with), bytes);
+    auto outcome = co_await volume.write(offset, std::move(data));
+    EXPECT_TRUE(outcome);
+    --left;
+}
+
+// A wide write that begins inside a block, and a short one inside a block that the wide one covers:
+// both read, modify and write. The sectors that only the wide one wrote are the wide one's.
+TEST(Volume, ReadModifyWritesSideBySideUndoNothing) {
+    Rig rig(8);
+    rig.make();
+    for (int round = 1; round <= 60; ++round) {
+        int left = 2;
+        auto wide = static_cast<std::byte>(2 * round);
+        auto narrow = static_cast<std::byte>(2 * round + 1);
+        runtime::Executor executor = rig.world.env().executor;
+        runtime::spawn(executor, write_bytes(*rig.volume, 3072, 9216, wide, left));
+        runtime::spawn(executor, write_bytes(*rig.volume, 4096, 3584, narrow, left));
+        while (left != 0)
+            ASSERT_TRUE(rig.world.step());
+        Buffer sector = Buffer::allocate(4096);
+        ASSERT_OK(rig.world.run(rig.volume->read(4096, sector)));
+        ASSERT_EQ(sector.bytes()[3584], wide) << "round " << round;
+    }
+}
+
 TEST(Volume, CloseLeavesNothingToReplay) {
     Rig rig(3);
     rig.make();

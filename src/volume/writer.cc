@@ -517,23 +517,17 @@ Task<Result<void>> VolumeCore::write_large(Lba lba, Buffer data) {
 
 namespace {
 
-// Holds up to two blocks (the first and the last of a range) for a read-modify-write.
-class LockedEnds {
+class HeldBlocks {
   public:
-    explicit LockedEnds(BlockLocks& locks) : locks_(locks) {}
-    LockedEnds(const LockedEnds&) = delete;
-    ~LockedEnds() {
-        for (uint64_t lba : held_)
-            locks_.unlock(lba);
+    HeldBlocks(BlockLocks& locks, uint64_t first, uint64_t end) : locks_(locks), first_(first) {
+        locks_.lock(first, end);
     }
-    void lock(uint64_t lba) {
-        locks_.lock(lba);
-        held_.push_back(lba);
-    }
+    HeldBlocks(const HeldBlocks&) = delete;
+    ~HeldBlocks() { locks_.unlock(first_); }
 
   private:
     BlockLocks& locks_;
-    boost::container::small_vector<uint64_t, 2> held_;
+    uint64_t first_;
 };
 
 }  // namespace
@@ -551,7 +545,8 @@ Task<Result<void>> VolumeCore::write_partial(uint64_t offset, Buffer from) {
 }
 
 // The blocks at the ends are read, changed and written while no other write may take an LSN for
-// them: otherwise the neighbours' sectors of a write in flight would be undone.
+// them: otherwise the neighbours' sectors of a write in flight would be undone. The blocks between
+// them are held as well: another read-modify-write of one of those would undo this one's.
 Task<Result<void>> VolumeCore::write_partial_piece(uint64_t offset, Buffer from) {
     uint64_t first = offset / kBlockBytes;
     uint64_t end = div_up(offset + from.size(), kBlockBytes);
@@ -567,9 +562,7 @@ Task<Result<void>> VolumeCore::write_partial_piece(uint64_t offset, Buffer from)
     CO_TRY_ASSIGN(replica::Admission admission, co_await admit(record));
     while (locks.overlaps(first, end))
         co_await locks.wait();
-    LockedEnds held(locks);
-    if (head) held.lock(first);
-    if (tail) held.lock(end - 1);
+    HeldBlocks held(locks, first, end);
     Lsn before;
     for (const InFlight& other : in_flight) {
         if (other.overlaps(first, end)) before = other.lsn;
