@@ -207,7 +207,7 @@ Task<void> LocalNode::recover_tails() {
 // The first half of a takeover: the record says RECOVERING under a new epoch, which freezes the
 // ensemble. The new epoch is above the record's and above every fence the device has seen, because
 // a control store restored from a backup may have gone back.
-Task<Result<StoredVolume>> LocalNode::claim(const Entry& entry, DeviceSet::Member& home) {
+Task<Result<void>> LocalNode::claim(Entry& entry, DeviceSet::Member& home) {
     Epoch seen = entry.record().epoch;
     for (const replica::RetainedVolume& retained : home.journal->volumes()) {
         if (retained.volume == entry.record().id) seen = std::max(seen, retained.fence);
@@ -216,7 +216,28 @@ Task<Result<StoredVolume>> LocalNode::claim(const Entry& entry, DeviceSet::Membe
     record.owner = node_.id;
     record.epoch = seen.next();
     record.state = control::OwnershipState::recovering;
-    co_return co_await write_volume(store_, std::move(record), entry.stored.revision);
+    co_return co_await change_record(entry, std::move(record));
+}
+
+// Requires: the entry's lock. Every change of a volume's record that keeps the volume.
+Task<Result<void>> LocalNode::change_record(Entry& entry, control::VolumeRecord record) {
+    Result<StoredVolume> written =
+        co_await write_volume(store_, std::move(record), entry.stored.revision);
+    if (!written) co_return fail(co_await look_again(entry, std::move(written).error()));
+    entry.stored = std::move(*written);
+    co_return Result<void>();
+}
+
+// After a change that failed, or whose outcome stayed unknown while the store was away: what the
+// store holds counts, so that the next attempt starts from there. Gives the error for the caller.
+Task<Error> LocalNode::look_again(Entry& entry, Error why) {
+    Result<StoredVolume> now = co_await read_volume(store_, entry.record().id);
+    if (!now) co_return why;
+    entry.stored = std::move(*now);
+    if (why.code() != Code::conflict) co_return why;
+    co_return Error(Code::unavailable,
+                    fmt::format("the record of volume {:?} had changed meanwhile; repeat",
+                                entry.record().name));
 }
 
 // Requires: the entry's lock. Claim, fence and recover, record the ensemble, then serve.
@@ -239,12 +260,11 @@ Task<Result<void>> LocalNode::open_volume(Entry& entry) {
         CO_TRY_ASSIGN(home, devices_.find(member.device));
         params.recorded = replica::Membership{member.incarnation, member.token};
     }
-    Result<StoredVolume> claimed = co_await claim(entry, *home);
+    Result<void> claimed = co_await claim(entry, *home);
     if (!claimed) {
         entry.problem = claimed.error().message();
         co_return fail(std::move(claimed).error());
     }
-    entry.stored = std::move(*claimed);
     params.id = entry.record().id;
     params.lineage = entry.record().lineage;
     params.size_bytes = entry.record().size_bytes;
@@ -267,14 +287,12 @@ Task<Result<void>> LocalNode::open_volume(Entry& entry) {
     record.size_bytes = std::max(record.size_bytes, (*opened)->size_bytes());
     record.ensemble = {control::EnsembleMember{node_.id, home->record.id, membership.incarnation,
                                                membership.token}};
-    Result<StoredVolume> stored =
-        co_await write_volume(store_, std::move(record), entry.stored.revision);
+    Result<void> stored = co_await change_record(entry, std::move(record));
     if (!stored) {
         entry.problem = stored.error().message();
         co_await (*opened)->stop();
         co_return fail(std::move(stored).error());
     }
-    entry.stored = std::move(*stored);
     entry.open = std::move(*opened);
     entry.home = home;
     entry.problem.clear();

@@ -118,7 +118,9 @@ class LocalNode final : public Node {
     Task<void> resume_attached();
     Task<void> recover_tails();
     Task<Result<void>> open_volume(Entry& entry);
-    Task<Result<StoredVolume>> claim(const Entry& entry, DeviceSet::Member& home);
+    Task<Result<void>> claim(Entry& entry, DeviceSet::Member& home);
+    Task<Result<void>> change_record(Entry& entry, control::VolumeRecord record);
+    Task<Error> look_again(Entry& entry, Error why);
     Task<Result<void>> close_volume(Entry& entry);
     Task<void> drop_faulted(Entry& entry);
     bool is_on_host(const Entry& entry) const;
@@ -126,6 +128,7 @@ class LocalNode final : public Node {
     // local_node_volumes.cc
     Task<Result<VolumeInfo>> create_new(VolumeSpec spec);
     Task<Result<VolumeInfo>> existing(VolumeSpec spec, EntryPtr entry);
+    Task<Result<EntryPtr>> adopt(std::string name);
     Task<Result<void>> remove_entry(EntryPtr entry);
     Task<Result<void>> finish_deletion(StoredVolume stored);
     Task<void> finish_deletion_later(StoredVolume stored);

@@ -86,8 +86,7 @@ Task<Result<void>> LocalNode::attach_entry(Entry& entry) {
     if (spec.blank && entry.record().format_state == control::FormatState::blank) {
         control::VolumeRecord record = entry.record();
         record.format_state = control::FormatState::formatting;
-        CO_TRY_ASSIGN(entry.stored,
-                      co_await write_volume(store_, std::move(record), entry.stored.revision));
+        CO_TRY(co_await change_record(entry, std::move(record)));
     }
     Attachments::Formatted formatted = [this](VolumeId volume) { return record_formatted(volume); };
     Result<AttachInfo> attached =
@@ -113,9 +112,7 @@ Task<Result<void>> LocalNode::record_formatted(VolumeId id) {
     EntryPtr entry = found->second;
     control::VolumeRecord record = entry->record();
     record.format_state = control::FormatState::formatted;
-    CO_TRY_ASSIGN(entry->stored,
-                  co_await write_volume(store_, std::move(record), entry->stored.revision));
-    co_return Result<void>();
+    co_return co_await change_record(*entry, std::move(record));
 }
 
 Task<Result<void>> LocalNode::store_mounts(Entry& entry) {

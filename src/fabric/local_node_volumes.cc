@@ -114,13 +114,34 @@ Task<Result<VolumeInfo>> LocalNode::create_new(VolumeSpec spec) {
             co_return fail(std::move(stored).error());
         }(store, id);
     };
-    CO_TRY(co_await settle(store_, std::move(transaction), happened));
+    Result<void> created = co_await settle(store_, std::move(transaction), happened);
+    if (!created && created.error().code() == Code::conflict) {
+        // An earlier attempt has happened, although the store could not say so then.
+        CO_TRY_ASSIGN(EntryPtr found, co_await adopt(spec.name));
+        co_return co_await existing(std::move(spec), std::move(found));
+    }
+    CO_TRY(std::move(created));
     CO_TRY_ASSIGN(entry->stored, co_await read_volume(store_, id));
     names_[entry->record().name] = entry;
     entries_[id] = entry;
     LOG_INFO("volume created volume={} name={} bytes={}", id, entry->record().name,
              entry->record().size_bytes);
     co_return info_of(*entry);
+}
+
+// Takes up a volume that the store has and this node does not know of.
+Task<Result<LocalNode::EntryPtr>> LocalNode::adopt(std::string name) {
+    CO_TRY_ASSIGN(std::optional<control::KeyValue> named,
+                  co_await store_.get(control::volume_name_key(name)));
+    if (!named)
+        co_return fail(Code::unavailable, "volume {:?} was removed meanwhile; repeat", name);
+    CO_TRY_ASSIGN(control::VolumeNameRecord holder,
+                  control::decode<control::VolumeNameRecord>(named->value));
+    auto entry = std::make_shared<Entry>();
+    CO_TRY_ASSIGN(entry->stored, co_await read_volume(store_, holder.id));
+    auto [position, is_new] = entries_.try_emplace(holder.id, entry);
+    if (is_new) names_[name] = entry;
+    co_return position->second;
 }
 
 Task<Result<void>> LocalNode::remove_volume(std::string name) {
@@ -159,7 +180,11 @@ Task<Result<void>> LocalNode::remove_entry(EntryPtr entry) {
             co_return stored.record.lifecycle == control::Lifecycle::deleting;
         }(store, id);
     };
-    CO_TRY(co_await settle(store_, std::move(deletion), happened));
+    Result<void> deleted = co_await settle(store_, std::move(deletion), happened);
+    if (!deleted) {
+        Error why = co_await look_again(*entry, std::move(deleted).error());
+        if (entry->record().lifecycle != control::Lifecycle::deleting) co_return fail(why);
+    }
     entry->gone = true;
     names_.erase(name);
     entries_.erase(id);
@@ -230,8 +255,7 @@ Task<Result<std::string>> LocalNode::grow_entry(EntryPtr entry, uint64_t size_by
     CO_TRY(co_await entry->open->grow(size_bytes));
     control::VolumeRecord record = entry->record();
     record.size_bytes = size_bytes;
-    CO_TRY_ASSIGN(entry->stored,
-                  co_await write_volume(store_, std::move(record), entry->stored.revision));
+    CO_TRY(co_await change_record(*entry, std::move(record)));
     if (entry->is_attached()) co_return co_await attachments_->grow(entry->record().id);
     co_return fmt::format("the volume has {} now; its file system follows at the next mount",
                           print_size(size_bytes));
