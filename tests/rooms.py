@@ -49,7 +49,7 @@ def may_include(rooms, path, room, other):
     if other == room or other in allowed:
         return ""
     if other == "sim":
-        if is_test(path) or path.name.endswith("sim_main.cc"):
+        if is_test(path) or room == "swarm" or path.name.endswith("sim_main.cc"):
             return ""
         return "sim is for tests only"
     if rooms[other][0] < floor:

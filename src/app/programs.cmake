@@ -1,3 +1,7 @@
+# The simulator; never installed.
+add_executable(peplos-sim app/peplos_sim_main.cc)
+target_link_libraries(peplos-sim PRIVATE peplos_swarm)
+peplos_pch(peplos-sim)
 # The two small programs that peplosd starts; installed beside it.
 add_executable(peplos-holder attach/holder_main.cc)
 target_link_libraries(peplos-holder PRIVATE peplos_attach)

@@ -1,0 +1,159 @@
+// peplos-sim: runs the storage engine in a simulated world from a seed, breaks what can break, and
+// checks every answer. The same seed gives the same run and the same event hash.
+
+#include <CLI/CLI.hpp>
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <fmt/format.h>
+#include <map>
+#include <spdlog/sinks/ringbuffer_sink.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include "swarm/run.h"
+
+namespace peplos::app {
+namespace {
+
+using Wall = std::chrono::steady_clock;
+
+struct Wish {
+    uint64_t seed = 1;
+    uint64_t runs = 1;
+    uint64_t step = 1;
+    double minutes = 0;
+    std::string config = "swarm";
+    size_t trace_lines = 60;
+    bool verbose = false;
+};
+
+struct Totals {
+    uint64_t runs = 0;
+    uint64_t events = 0;
+    uint64_t operations = 0;
+    uint64_t stops = 0;
+    uint64_t kills = 0;
+    uint64_t power_losses = 0;
+    uint64_t disk_faults = 0;
+    double simulated_seconds = 0;
+    std::map<std::string, uint64_t, std::less<>> probes;
+
+    void add(const swarm::RunReport& report) {
+        ++runs;
+        events += report.events;
+        operations += report.operations;
+        stops += report.stops;
+        kills += report.kills;
+        power_losses += report.power_losses;
+        disk_faults += report.disk_faults;
+        simulated_seconds += std::chrono::duration<double>(report.simulated).count();
+        for (const auto& [name, count] : report.probes)
+            probes[name] += count;
+    }
+};
+
+std::string replay_command(const Wish& wish, uint64_t seed) {
+    return fmt::format("peplos-sim --seed {} --config {}", seed, wish.config);
+}
+
+// What a CHECK that fails in the middle of a run leaves behind: the command that replays it.
+std::array<char, 512> last_words{};
+
+void say_last_words(int) {
+    ssize_t written = write(STDERR_FILENO, last_words.data(), std::strlen(last_words.data()));
+    (void)written;
+    _exit(134);
+}
+
+void prepare_last_words(const Wish& wish, uint64_t seed) {
+    auto end = fmt::format_to_n(last_words.data(), last_words.size() - 1,
+                                "FAIL seed {}: the program aborted\n  replay: {}\n", seed,
+                                replay_command(wish, seed));
+    *end.out = '\0';
+}
+
+swarm::RunReport run_seed(const Wish& wish, uint64_t seed) {
+    auto log = std::make_shared<spdlog::sinks::ringbuffer_sink_mt>(20);
+    auto logger = std::make_shared<spdlog::logger>("sim", log);
+    logger->set_pattern("%l %v");
+    spdlog::set_default_logger(logger);
+    prepare_last_words(wish, seed);
+    swarm::Trace trace(wish.trace_lines);
+    swarm::Plan plan = swarm::draw_plan(wish.config, seed);
+    if (wish.verbose) fmt::print("seed {}: {}\n", seed, swarm::describe(plan));
+    swarm::RunReport report = swarm::Run(seed, plan, trace).execute();
+    if (report.problem.empty()) return report;
+    fmt::print("FAIL seed {} hash {:016x} after {} events: {}\n  plan: {}\n  replay: {}\n", seed,
+               report.event_hash, report.events, report.problem, swarm::describe(plan),
+               replay_command(wish, seed));
+    for (const std::string& line : trace.lines())
+        fmt::print("    {}\n", line);
+    for (const std::string& line : log->last_formatted())
+        fmt::print("    log: {}", line);
+    return report;
+}
+
+void print_totals(const Totals& totals, double seconds) {
+    fmt::print(
+        "{} runs, {} events, {} operations checked, {} stops, {} kills, {} power losses, {} disk "
+        "faults; {:.0f} s simulated in {:.0f} s, {:.0f} runs an hour\n",
+        totals.runs, totals.events, totals.operations, totals.stops, totals.kills,
+        totals.power_losses, totals.disk_faults, totals.simulated_seconds, seconds,
+        seconds > 0 ? static_cast<double>(totals.runs) * 3600 / seconds : 0);
+    for (const auto& [name, count] : totals.probes)
+        fmt::print("  probe {} {}\n", name, count);
+}
+
+int run_all(const Wish& wish) {
+    Totals totals;
+    Wall::time_point begin = Wall::now();
+    auto seconds = [begin] { return std::chrono::duration<double>(Wall::now() - begin).count(); };
+    uint64_t failed = 0;
+    for (uint64_t seed = wish.seed; failed < 5; seed += wish.step) {
+        bool enough = wish.minutes > 0 ? seconds() >= wish.minutes * 60 : totals.runs >= wish.runs;
+        if (enough) break;
+        swarm::RunReport report = run_seed(wish, seed);
+        totals.add(report);
+        if (!report.problem.empty()) {
+            ++failed;
+        } else if (wish.verbose || (wish.minutes == 0 && wish.runs == 1)) {
+            fmt::print("ok seed {} hash {:016x}\n", seed, report.event_hash);
+        }
+        std::fflush(stdout);
+    }
+    print_totals(totals, seconds());
+    fmt::print("{} passed, {} failed\n", totals.runs - failed, failed);
+    return failed == 0 ? 0 : 1;
+}
+
+int main_with(int argc, char** argv) {
+    Wish wish;
+    CLI::App app("Runs the storage engine in a simulated world, from a seed.", "peplos-sim");
+    app.add_option("--seed", wish.seed, "the first seed")->capture_default_str();
+    app.add_option("--runs", wish.runs, "so many seeds")->capture_default_str();
+    app.add_option("--step", wish.step, "from one seed to the next, to share seeds out")
+        ->check(CLI::PositiveNumber);
+    app.add_option("--minutes", wish.minutes, "go on for so long instead of --runs")
+        ->check(CLI::NonNegativeNumber);
+    std::vector<std::string> names;
+    for (std::string_view name : swarm::plan_names())
+        names.emplace_back(name);
+    app.add_option("--config", wish.config, "what is drawn: swarm, crash, calm or disk")
+        ->check(CLI::IsMember(names))
+        ->capture_default_str();
+    app.add_option("--trace", wish.trace_lines, "lines of history that a failure prints");
+    app.add_flag("--verbose", wish.verbose, "a line for each seed");
+    CLI11_PARSE(app, argc, argv);
+    std::signal(SIGABRT, say_last_words);
+    return run_all(wish);
+}
+
+}  // namespace
+}  // namespace peplos::app
+
+int main(int argc, char** argv) {
+    return peplos::app::main_with(argc, argv);
+}

@@ -1,0 +1,127 @@
+#include "swarm/plan.h"
+
+#include <fmt/format.h>
+
+#include "base/check.h"
+
+namespace peplos::swarm {
+
+namespace {
+
+constexpr uint64_t kPlanStream = 0x91a7;
+
+// Zero in half of the cases, so that runs differ in kind and not only in number.
+uint32_t maybe(sim::Random& random, uint32_t max) {
+    return random.chance(500) ? 0 : static_cast<uint32_t>(1 + random.pick(max));
+}
+
+void draw_node(Plan& plan, sim::Random& random) {
+    plan.order = random.chance(700) ? sim::Order::random : sim::Order::fifo;
+    plan.device_count = random.chance(700) ? 1 : 2;
+    plan.device_bytes = random.between(96, 320) * kMiB;
+    plan.overlay_bytes = random.between(2, 24) * kMiB;
+    plan.leaf_cache_bytes = random.between(256, 4096) * kKiB;
+    keeper::KeeperOptions& keeper = plan.keeper;
+    keeper.drain_bytes = random.between(256, 16 * 1024) * kKiB;
+    keeper.replay_bytes_max = random.between(1, 64) * kMiB;
+    keeper.replay_records_max = random.between(4, 512);
+    keeper.checkpoint_interval = std::chrono::milliseconds(random.between(50, 20'000));
+    keeper.tick = std::chrono::milliseconds(random.between(5, 500));
+    keeper.free_share_min = static_cast<double>(random.between(20, 700)) / 1000;
+    keeper.scrub_bytes_per_second = random.between(1, 500) * kMiB;
+    keeper.prezero_bytes = random.chance(500) ? 0 : 8 * kMiB;
+}
+
+void draw_work(Plan& plan, sim::Random& random) {
+    plan.volume_count_max = static_cast<uint32_t>(random.between(1, 5));
+    plan.volume_bytes_max = random.between(2, 48) * kMiB;
+    plan.workers_per_volume = static_cast<uint32_t>(random.between(1, 8));
+    plan.operations = random.between(2'000, 4'000);
+    plan.life_events_max = random.chance(300) ? 500 : random.between(500, 8'000);
+    plan.write_weight = static_cast<uint32_t>(random.between(1, 10));
+    plan.small_write_weight = maybe(random, 5);
+    plan.large_write_weight = maybe(random, 3);
+    plan.zero_weight = maybe(random, 4);
+    plan.read_weight = static_cast<uint32_t>(random.between(1, 6));
+    plan.hot_permille = static_cast<uint32_t>(random.pick(1000));
+    plan.create_permille = maybe(random, 300);
+    plan.remove_permille = maybe(random, 100);
+    plan.grow_permille = maybe(random, 100);
+    plan.scrub_permille = maybe(random, 50);
+}
+
+void draw_ends(Plan& plan, sim::Random& random) {
+    plan.stop_weight = maybe(random, 3);
+    plan.kill_weight = maybe(random, 5);
+    plan.power_loss_weight = static_cast<uint32_t>(random.between(1, 8));
+}
+
+void draw_store(Plan& plan, sim::Random& random) {
+    plan.store_weather.unavailable_permille = maybe(random, 50);
+    plan.store_weather.unknown_permille = maybe(random, 50);
+    plan.store_weather.delay_max = std::chrono::milliseconds(maybe(random, 200));
+}
+
+void draw_disk_faults(Plan& plan, sim::Random& random) {
+    plan.slow_permille = maybe(random, 100);
+    plan.read_error_permille = maybe(random, 100);
+    plan.write_error_permille = maybe(random, 60);
+    plan.garbled_read_permille = maybe(random, 100);
+}
+
+}  // namespace
+
+std::string_view name_of(EndOfLife end) {
+    switch (end) {
+        case EndOfLife::stop:
+            return "stop";
+        case EndOfLife::kill:
+            return "kill -9";
+        case EndOfLife::power_loss:
+            return "power loss";
+    }
+    return "?";
+}
+
+std::vector<std::string_view> plan_names() {
+    return {"swarm", "crash", "calm", "disk"};
+}
+
+Plan draw_plan(std::string_view name, uint64_t seed) {
+    sim::Random random(seed, kPlanStream);
+    Plan plan;
+    draw_node(plan, random);
+    draw_work(plan, random);
+    draw_ends(plan, random);
+    if (name == "swarm") {
+        draw_store(plan, random);
+        // Half of the runs have honest disks: there every error is a bug.
+        if (random.chance(500)) draw_disk_faults(plan, random);
+    } else if (name == "disk") {
+        draw_disk_faults(plan, random);
+    } else if (name == "calm") {
+        plan.stop_weight = 1;
+        plan.kill_weight = plan.power_loss_weight = 0;
+    } else {
+        CHECK(name == "crash", "no plan {}", name);
+    }
+    return plan;
+}
+
+std::string describe(const Plan& plan) {
+    return fmt::format(
+        "{} device(s) of {} MiB, overlay {} MiB, leaf cache {} KiB, up to {} volume(s) of {} MiB "
+        "with {} worker(s); weights write {} small {} large {} zero {} read {}, hot {}; ends stop "
+        "{} kill {} power {}, life {} events; faults read {} write {} slow {} garbled {}, store "
+        "{}/{}",
+        plan.device_count, plan.device_bytes / kMiB, plan.overlay_bytes / kMiB,
+        plan.leaf_cache_bytes / kKiB, plan.volume_count_max, plan.volume_bytes_max / kMiB,
+        plan.workers_per_volume, plan.write_weight, plan.small_write_weight,
+        plan.large_write_weight, plan.zero_weight, plan.read_weight, plan.hot_permille,
+        plan.stop_weight, plan.kill_weight, plan.power_loss_weight, plan.life_events_max,
+        plan.read_error_permille, plan.write_error_permille, plan.slow_permille,
+        plan.garbled_read_permille, plan.store_weather.unavailable_permille,
+        plan.store_weather.unknown_permille);
+}
+
+}  // namespace peplos::swarm

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "control/memory_store.h"
+#include "keeper/keeper.h"
+#include "sim/world.h"
+
+// What one run of the simulator does: drawn from its seed (swarm testing: Groce et al., "Swarm
+// Testing", 2012). Each run leaves some operations and faults out, so that others get room.
+namespace peplos::swarm {
+
+// How a life of the simulated daemon ends.
+enum class EndOfLife : uint8_t { stop, kill, power_loss };
+std::string_view name_of(EndOfLife end);
+
+struct Plan {
+    sim::Order order = sim::Order::random;
+    uint32_t device_count = 1;
+    uint64_t device_bytes = 0;
+    uint64_t overlay_bytes = 0;
+    uint64_t leaf_cache_bytes = 0;
+    keeper::KeeperOptions keeper;
+
+    uint32_t volume_count_max = 1;
+    uint64_t volume_bytes_max = 0;
+    uint32_t workers_per_volume = 1;
+    uint64_t operations = 0;  // at least so many in all
+    uint64_t life_events_max = 0;
+    // Weights of operations; 0: never.
+    uint32_t write_weight = 0;
+    uint32_t small_write_weight = 0;  // below 4 KiB
+    uint32_t large_write_weight = 0;  // 128 KiB and more
+    uint32_t zero_weight = 0;
+    uint32_t read_weight = 0;
+    // Of 1,000 operations so many go to a small hot range.
+    uint32_t hot_permille = 0;
+    // Of 1,000 steps of the user so many create, remove, grow.
+    uint32_t create_permille = 0;
+    uint32_t remove_permille = 0;
+    uint32_t grow_permille = 0;
+    uint32_t scrub_permille = 0;
+
+    uint32_t stop_weight = 1;
+    uint32_t kill_weight = 1;
+    uint32_t power_loss_weight = 1;
+
+    // Faults per 1,000 of the injector's steps (one each 10 to 500 ms).
+    uint32_t read_error_permille = 0;
+    uint32_t write_error_permille = 0;
+    uint32_t slow_permille = 0;
+    uint32_t garbled_read_permille = 0;
+    control::MemoryStore::Weather store_weather;
+
+    bool has_disk_errors() const {
+        return read_error_permille + write_error_permille + garbled_read_permille != 0;
+    }
+};
+
+// The plans by name: "swarm" draws everything; the others fix the faults and draw the rest.
+std::vector<std::string_view> plan_names();
+// Errors: none; an unknown name is the caller's: see plan_names().
+Plan draw_plan(std::string_view name, uint64_t seed);
+// One line for people.
+std::string describe(const Plan& plan);
+
+}  // namespace peplos::swarm

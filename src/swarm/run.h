@@ -1,0 +1,131 @@
+#pragma once
+
+#include <list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "control/memory_store.h"
+#include "sim/world.h"
+#include "swarm/daemon.h"
+#include "swarm/history.h"
+#include "swarm/host.h"
+#include "swarm/plan.h"
+#include "swarm/trace.h"
+
+namespace peplos::swarm {
+
+// What a run did; the sums of many runs are the simulator's report.
+struct RunReport {
+    std::string problem;  // empty: nothing wrong was found
+    uint64_t event_hash = 0;
+    uint64_t events = 0;
+    uint64_t operations = 0;  // reads, writes, zeros that the checker saw
+    uint64_t stops = 0;
+    uint64_t kills = 0;
+    uint64_t power_losses = 0;
+    uint64_t disk_faults = 0;
+    uint64_t store_mishaps = 0;
+    Duration simulated{};
+    std::map<std::string, uint64_t, std::less<>> probes;
+};
+
+// One run: a host with a daemon (LocalNode, Keeper, journals, devices; the production code) that
+// lives and dies as the plan says, users that read and write volumes, and a checker beside them.
+//
+// Everything that a crash destroys lies in the daemon's objects; what the world remembers (the
+// history, the host, the control store, the disks) lies here.
+class Run {
+  public:
+    // `trace` outlives the run.
+    Run(uint64_t seed, Plan plan, Trace& trace);
+    ~Run();
+
+    // Once. Never throws; a CHECK of production code still aborts the program.
+    RunReport execute();
+
+  private:
+    enum class Kind : uint8_t { read, write, zero };
+    struct Operation {
+        Kind kind;
+        uint64_t offset;
+        uint64_t bytes;
+        uint32_t version;
+    };
+    // A volume as its user knows it.
+    struct Disk {
+        std::string name;
+        VolumeId id;
+        uint64_t number = 0;
+        std::unique_ptr<History> history;
+        uint64_t asked_bytes = 0;  // a grow to this size may have happened
+        bool mounted = false;
+        bool leaving = false;  // being removed: no new operations
+        bool removal_asked = false;
+        uint32_t busy = 0;             // operations of workers under way
+        std::list<Operation> pending;  // writes and zeros that nobody has answered
+    };
+    class Failed;
+
+    // ---- lives of the daemon (run.cc)
+    void live_all();
+    void start_daemon();
+    Task<Result<void>> start_node();
+    void live(EndOfLife end, uint64_t events);
+    void end_life(EndOfLife end);
+    void drop_daemon();
+    void wait_for_tasks(Duration most);
+    EndOfLife draw_end();
+    void settle_all();
+    void finish();
+    Task<void> check_everything();
+    Task<void> remove_everything();
+    Task<void> wait_for_space();
+    // Of segments, on all devices.
+    Task<Result<uint64_t>> used_bytes();
+
+    // ---- what users do (run_work.cc)
+    void spawn_work();
+    void start(Task<void> task);
+    Task<void> counted(Task<void> task);
+    Task<void> pick_up_all();
+    Task<void> pick_up(Disk& disk);
+    Task<void> worker(Disk& disk);
+    Task<void> resend(Disk& disk, std::list<Operation>::iterator operation);
+    Task<void> user();
+    Task<void> injector();
+    Task<bool> one_operation(Disk& disk);
+    bool is_repeated_later(const Disk& disk, const Operation& drawn) const;
+    Task<bool> perform(Disk& disk, std::list<Operation>::iterator operation);
+    Task<void> read_some(Disk& disk, uint64_t offset, uint64_t bytes);
+    Task<void> create_one();
+    Task<void> remove_one(Disk& disk);
+    Task<void> grow_one(Disk& disk);
+    Operation draw_operation(Disk& disk);
+    void draw_range(Disk& disk, Operation& operation, uint64_t unit, uint64_t count_max);
+    void inject();
+    // Makes an error that this plan does not explain the run's problem.
+    void judge(const Error& error, const std::string& what);
+    void note(std::string line);
+    Duration pause(uint64_t low_us, uint64_t high_us) {
+        return std::chrono::microseconds(random_.between(low_us, high_us));
+    }
+
+    const Plan plan_;
+    Trace& trace_;
+    sim::World world_;
+    sim::Random random_;
+    control::MemoryStore store_;
+    SimHost host_;
+    std::unique_ptr<SimDaemon> daemon_;
+    std::vector<std::unique_ptr<Disk>> disks_;
+    std::vector<std::unique_ptr<Disk>> removed_;
+    uint64_t disk_next_ = 1;
+    uint64_t task_count_ = 0;
+    bool closing_ = false;  // no new operations in this life
+    bool strict_ = false;   // the faults are over
+    std::string problem_;
+    RunReport report_;
+};
+
+}  // namespace peplos::swarm

@@ -1,0 +1,378 @@
+#include <algorithm>
+#include <fmt/format.h>
+
+#include "swarm/run.h"
+
+// What users, the host's kernel and broken disks do during a life of the daemon.
+namespace peplos::swarm {
+
+namespace {
+
+constexpr uint64_t kHotBytes = 256 * kKiB;
+constexpr int kTriesMax = 200;
+
+// The control store may answer otherwise at the next try.
+bool is_passing(const Error& error) {
+    return error.code() == Code::unavailable || error.code() == Code::outcome_unknown ||
+           error.code() == Code::busy;
+}
+
+}  // namespace
+
+// ---- After a start ----
+
+Task<void> Run::pick_up_all() {
+    for (size_t i = 0; i < disks_.size();) {
+        Disk& disk = *disks_[i];
+        co_await pick_up(disk);
+        if (!problem_.empty()) co_return;
+        if (disk.history != nullptr) {
+            ++i;
+            continue;
+        }
+        disks_.erase(disks_.begin() + static_cast<ptrdiff_t>(i));
+    }
+}
+
+// Finds out what became of what the last life was doing, and mounts the volume again.
+Task<void> Run::pick_up(Disk& disk) {
+    auto found = co_await daemon_->node.volume(disk.name);
+    bool is_gone = !found && found.error().code() == Code::not_found;
+    if (found && found->state == "deleting") is_gone = true;
+    if (is_gone && disk.removal_asked) {
+        removed_.push_back(std::make_unique<Disk>());
+        removed_.back()->history = std::move(disk.history);
+        co_return;
+    }
+    if (!found) {
+        problem_ = fmt::format("volume {} is lost: {}", disk.name, found.error().text());
+        co_return;
+    }
+    disk.leaving = disk.removal_asked = false;
+    if (!disk.mounted) {
+        auto path = co_await daemon_->node.mount(disk.name, "container");
+        if (!path) {
+            problem_ =
+                fmt::format("volume {} cannot be mounted: {}", disk.name, path.error().text());
+            co_return;
+        }
+        disk.mounted = true;
+    }
+    disk.id = found->id;
+    auto device = host_.device(disk.id);
+    if (device == nullptr) {
+        problem_ = fmt::format("volume {} is mounted, but nobody serves it", disk.name);
+        co_return;
+    }
+    uint64_t bytes = device->size_bytes();
+    uint64_t known = disk.history->size_bytes();
+    if (bytes != known && bytes != disk.asked_bytes) {
+        problem_ = fmt::format("volume {} has {} bytes; it had {}, and {} were asked for",
+                               disk.name, bytes, known, disk.asked_bytes);
+        co_return;
+    }
+    disk.history->grow(bytes);
+}
+
+void Run::spawn_work() {
+    for (auto& disk : disks_) {
+        for (auto operation = disk->pending.begin(); operation != disk->pending.end();
+             ++operation) {
+            start(resend(*disk, operation));
+        }
+        for (uint32_t i = 0; i < plan_.workers_per_volume; ++i)
+            start(worker(*disk));
+    }
+    start(user());
+    start(injector());
+}
+
+void Run::start(Task<void> task) {
+    ++task_count_;
+    runtime::spawn(world_.env().executor, counted(std::move(task)));
+}
+
+Task<void> Run::counted(Task<void> task) {
+    co_await std::move(task);
+    --task_count_;
+}
+
+// ---- Reading and writing ----
+
+Task<void> Run::resend(Disk& disk, std::list<Operation>::iterator operation) {
+    co_await perform(disk, operation);
+}
+
+Task<void> Run::worker(Disk& disk) {
+    while (!closing_ && !disk.leaving) {
+        ++disk.busy;
+        bool asked = co_await one_operation(disk);
+        --disk.busy;
+        if (!asked || random_.chance(200)) co_await world_.env().clock.sleep_for(pause(1, 5'000));
+    }
+}
+
+// False when nothing was asked.
+Task<bool> Run::one_operation(Disk& disk) {
+    Operation drawn = draw_operation(disk);
+    if (drawn.kind == Kind::read) {
+        co_await read_some(disk, drawn.offset, drawn.bytes);
+        co_return true;
+    }
+    if (is_repeated_later(disk, drawn)) co_return false;
+    drawn.version = disk.history->begin_write(drawn.offset, drawn.bytes, drawn.kind == Kind::zero);
+    auto operation = disk.pending.insert(disk.pending.end(), drawn);
+    bool answered = co_await perform(disk, operation);
+    if (!answered) closing_ = true;
+    co_return true;
+}
+
+// What is unanswered at a kill is asked again, in any order: of two writes to one place either may
+// come last then, again, which no kernel would let happen.
+bool Run::is_repeated_later(const Disk& disk, const Operation& drawn) const {
+    if (plan_.kill_weight + plan_.stop_weight == 0) return false;
+    return std::ranges::any_of(disk.pending, [&](const Operation& o) {
+        return o.offset < drawn.offset + drawn.bytes && drawn.offset < o.offset + o.bytes;
+    });
+}
+
+void Run::draw_range(Disk& disk, Operation& operation, uint64_t unit, uint64_t count_max) {
+    uint64_t range = disk.history->size_bytes();
+    if (random_.chance(plan_.hot_permille)) range = std::min(range, kHotBytes);
+    count_max = std::min(count_max, range / unit);
+    operation.bytes = random_.between(1, count_max) * unit;
+    operation.offset = random_.pick((range - operation.bytes) / unit + 1) * unit;
+}
+
+Run::Operation Run::draw_operation(Disk& disk) {
+    uint64_t small_end = plan_.write_weight + plan_.small_write_weight;
+    uint64_t large_end = small_end + plan_.large_write_weight;
+    uint64_t zero_end = large_end + plan_.zero_weight;
+    uint64_t drawn = random_.pick(zero_end + plan_.read_weight);
+    Operation operation{Kind::write, 0, 0, 0};
+    if (drawn < plan_.write_weight) {
+        draw_range(disk, operation, kBlockBytes, 16);
+    } else if (drawn < small_end) {
+        draw_range(disk, operation, History::kSector, 20);
+    } else if (drawn < large_end) {
+        draw_range(disk, operation, kBlockBytes, limits::kIoBytesMax / kBlockBytes);
+        // Most large writes come in round pieces.
+        if (random_.chance(700) && disk.history->size_bytes() >= kMiB) {
+            operation.bytes = 128 * kKiB << random_.pick(4);
+            operation.offset =
+                random_.pick(disk.history->size_bytes() / operation.bytes) * operation.bytes;
+        }
+    } else if (drawn < zero_end) {
+        operation.kind = Kind::zero;
+        draw_range(disk, operation, random_.chance(500) ? kBlockBytes : History::kSector, 2048);
+    } else {
+        operation.kind = Kind::read;
+        draw_range(disk, operation, random_.chance(500) ? kBlockBytes : History::kSector, 64);
+    }
+    return operation;
+}
+
+// False when nobody answered: the operation stays pending, for the next daemon.
+Task<bool> Run::perform(Disk& disk, std::list<Operation>::iterator operation) {
+    // The list changes while this waits, but not this element.
+    Operation o = *operation;
+    std::shared_ptr<volume::BlockDevice> device = host_.device(disk.id);
+    if (device == nullptr) co_return false;
+    Result<void> outcome;
+    if (o.kind == Kind::zero) {
+        outcome = co_await device->zero(o.offset, o.bytes);
+    } else {
+        Buffer data = Buffer::allocate(o.bytes);
+        for (uint64_t i = 0; i < o.bytes; i += History::kSector) {
+            disk.history->fill(data.bytes().subspan(i, History::kSector), o.offset + i, o.version);
+        }
+        outcome = co_await device->write(o.offset, std::move(data));
+    }
+    std::string what =
+        fmt::format("{} {} [{}, +{}) version {}", o.kind == Kind::zero ? "zero" : "write",
+                    disk.name, o.offset, o.bytes, o.version);
+    if (!outcome && outcome.error().code() == Code::stopping) {
+        note(what + ": unanswered");
+        co_return false;
+    }
+    disk.pending.erase(operation);
+    if (outcome) {
+        note(what);
+        disk.history->end_write(o.offset, o.bytes, o.version);
+        co_return true;
+    }
+    judge(outcome.error(), what);
+    // The volume may have failed; a user would restart what hangs on it.
+    co_return outcome.error().code() == Code::no_space;
+}
+
+Task<void> Run::read_some(Disk& disk, uint64_t offset, uint64_t bytes) {
+    std::shared_ptr<volume::BlockDevice> device = host_.device(disk.id);
+    if (device == nullptr) {
+        closing_ = true;
+        co_return;
+    }
+    Buffer into = Buffer::allocate(bytes);
+    Moment began = disk.history->begin_read();
+    Result<void> outcome = co_await device->read(offset, into);
+    std::string what = fmt::format("read {} [{}, +{})", disk.name, offset, bytes);
+    if (!outcome) {
+        judge(outcome.error(), what);
+        if (outcome.error().code() == Code::stopping) closing_ = true;
+        co_return;
+    }
+    note(what);
+    std::string wrong = disk.history->end_read(offset, into.bytes(), began);
+    if (!wrong.empty() && problem_.empty()) {
+        problem_ = fmt::format("volume {}: {}", disk.name, wrong);
+    }
+}
+
+// ---- Volumes come and go ----
+
+Task<void> Run::user() {
+    while (!closing_) {
+        if (disks_.empty()) co_await create_one();
+        co_await world_.env().clock.sleep_for(pause(100, 20'000));
+        if (closing_) break;
+        if (random_.chance(plan_.create_permille) && disks_.size() < plan_.volume_count_max) {
+            co_await create_one();
+        }
+        if (closing_ || disks_.empty()) continue;
+        size_t chosen = random_.pick(disks_.size());
+        if (random_.chance(plan_.remove_permille)) co_await remove_one(*disks_[chosen]);
+        if (closing_ || disks_.empty()) continue;
+        chosen = random_.pick(disks_.size());
+        if (random_.chance(plan_.grow_permille)) co_await grow_one(*disks_[chosen]);
+        if (random_.chance(plan_.scrub_permille)) (void)daemon_->keeper.start_scrub();
+    }
+}
+
+Task<void> Run::create_one() {
+    auto owned = std::make_unique<Disk>();
+    Disk& disk = *owned;
+    disk.number = disk_next_++;
+    // Names come back after a removal, as with compose projects.
+    disk.name = fmt::format("v{}", disk.number % 7);
+    if (std::ranges::any_of(disks_, [&](const auto& d) { return d->name == disk.name; })) co_return;
+    fabric::VolumeSpec spec;
+    spec.name = disk.name;
+    spec.size_bytes = random_.between(1, plan_.volume_bytes_max / kMiB) * kMiB;
+    disk.history = std::make_unique<History>(disk.number, spec.size_bytes);
+    disk.removal_asked = true;  // until it certainly exists
+    disk.leaving = true;
+    disks_.push_back(std::move(owned));
+    for (int i = 0; i < kTriesMax && !closing_; ++i) {
+        auto created = co_await daemon_->node.create_volume(spec);
+        note(fmt::format("create {} of {} bytes: {}", disk.name, spec.size_bytes,
+                         created ? "ok" : created.error().text()));
+        if (!created && is_passing(created.error())) continue;
+        if (!created) {
+            judge(created.error(), "create " + disk.name);
+            co_return;
+        }
+        auto path = co_await daemon_->node.mount(disk.name, "container");
+        note(fmt::format("mount {}: {}", disk.name, path ? "ok" : path.error().text()));
+        if (!path && is_passing(path.error())) continue;
+        if (!path) {
+            judge(path.error(), "mount " + disk.name);
+            co_return;
+        }
+        disk.id = created->id;
+        disk.mounted = true;
+        disk.leaving = disk.removal_asked = false;
+        if (closing_) co_return;
+        for (uint32_t w = 0; w < plan_.workers_per_volume; ++w)
+            start(worker(disk));
+        co_return;
+    }
+}
+
+Task<void> Run::remove_one(Disk& disk) {
+    if (disk.leaving) co_return;
+    disk.leaving = true;
+    while (disk.busy != 0 && problem_.empty())
+        co_await world_.env().clock.sleep_for(std::chrono::milliseconds(1));
+    if (!disk.pending.empty() || !problem_.empty()) co_return;
+    for (int i = 0; i < kTriesMax && problem_.empty(); ++i) {
+        if (disk.mounted) {
+            auto unmounted = co_await daemon_->node.unmount(disk.name, "container");
+            note(fmt::format("unmount {}: {}", disk.name,
+                             unmounted ? "ok" : unmounted.error().text()));
+            if (!unmounted && is_passing(unmounted.error())) continue;
+            if (!unmounted) {
+                judge(unmounted.error(), "unmount " + disk.name);
+                co_return;
+            }
+            disk.mounted = false;
+        }
+        disk.removal_asked = true;
+        auto removed = co_await daemon_->node.remove_volume(disk.name);
+        note(fmt::format("remove {}: {}", disk.name, removed ? "ok" : removed.error().text()));
+        bool is_gone = removed || removed.error().code() == Code::not_found;
+        if (!is_gone && is_passing(removed.error())) {
+            co_await world_.env().clock.sleep_for(std::chrono::milliseconds(200));
+            continue;
+        }
+        if (!is_gone) {
+            judge(removed.error(), "remove " + disk.name);
+            co_return;
+        }
+        auto position = std::ranges::find(disks_, &disk, &std::unique_ptr<Disk>::get);
+        removed_.push_back(std::move(*position));
+        disks_.erase(position);
+        co_return;
+    }
+    if (problem_.empty() && !closing_) problem_ = "volume " + disk.name + " cannot be removed";
+}
+
+Task<void> Run::grow_one(Disk& disk) {
+    if (disk.leaving) co_return;
+    uint64_t bytes = disk.history->size_bytes() + random_.between(1, 4) * kMiB;
+    if (bytes > 2 * plan_.volume_bytes_max) co_return;
+    disk.asked_bytes = bytes;
+    auto grown = co_await daemon_->node.grow_volume(disk.name, bytes);
+    note(fmt::format("grow {} to {}: {}", disk.name, bytes, grown ? "ok" : grown.error().text()));
+    if (!grown) {
+        if (!is_passing(grown.error())) judge(grown.error(), "grow " + disk.name);
+        co_return;
+    }
+    disk.history->grow(bytes);
+}
+
+// ---- Broken disks ----
+
+Task<void> Run::injector() {
+    while (!closing_) {
+        co_await world_.env().clock.sleep_for(pause(1'000, 100'000));
+        if (!closing_) inject();
+    }
+}
+
+void Run::inject() {
+    auto add = [this](sim::DiskOperation operation, sim::DiskEffect effect) {
+        std::string path = fmt::format("/disk{}", random_.pick(plan_.device_count));
+        sim::DiskFault fault{.operation = operation, .effect = effect};
+        fault.skip = random_.pick(20);
+        fault.count = random_.between(1, 3);
+        if (effect == sim::DiskEffect::slow) {
+            fault.delay = std::chrono::milliseconds(random_.between(100, 60'000));
+        }
+        world_.disk(path).add_fault(fault);
+        ++report_.disk_faults;
+        note(fmt::format("{}: fault {} of operation {}", path, static_cast<int>(effect),
+                         static_cast<int>(operation)));
+    };
+    using sim::DiskEffect;
+    using sim::DiskOperation;
+    if (random_.chance(plan_.read_error_permille)) add(DiskOperation::read, DiskEffect::io_error);
+    if (random_.chance(plan_.write_error_permille)) {
+        add(DiskOperation::write, DiskEffect::io_error);
+    }
+    if (random_.chance(plan_.garbled_read_permille)) add(DiskOperation::read, DiskEffect::garbled);
+    if (random_.chance(plan_.slow_permille)) {
+        add(random_.chance(500) ? DiskOperation::read : DiskOperation::write, DiskEffect::slow);
+    }
+}
+
+}  // namespace peplos::swarm
