@@ -30,7 +30,8 @@ Run::Run(uint64_t seed, Plan plan, Trace& trace)
     : plan_(std::move(plan)),
       trace_(trace),
       world_(seed, world_options(plan_)),
-      random_(seed, kWorkStream) {}
+      random_(seed, kWorkStream),
+      began_(world_.now()) {}
 
 Run::~Run() {
     // Frames before the objects that they use.
@@ -47,7 +48,7 @@ RunReport Run::execute() {
     }
     report_.event_hash = world_.event_hash();
     report_.events = world_.event_count();
-    report_.simulated = world_.now() - Time{};
+    report_.simulated = world_.now() - began_;
     report_.probes = world_.faults().probes();
     for (const auto* group : {&disks_, &removed_}) {
         for (const auto& disk : *group)

@@ -120,6 +120,7 @@ class Run {
     std::unique_ptr<SimDaemon> daemon_;
     std::vector<std::unique_ptr<Disk>> disks_;
     std::vector<std::unique_ptr<Disk>> removed_;
+    const Time began_;
     uint64_t disk_next_ = 1;
     uint64_t task_count_ = 0;
     bool closing_ = false;  // no new operations in this life

@@ -244,7 +244,10 @@ Task<void> Run::user() {
         if (closing_ || disks_.empty()) continue;
         chosen = random_.pick(disks_.size());
         if (random_.chance(plan_.grow_permille)) co_await grow_one(*disks_[chosen]);
-        if (random_.chance(plan_.scrub_permille)) (void)daemon_->keeper.start_scrub();
+        if (random_.chance(plan_.scrub_permille)) {
+            Result<void> scrub = daemon_->keeper.start_scrub();
+            note(fmt::format("scrub: {}", scrub ? "started" : scrub.error().text()));
+        }
     }
 }
 
