@@ -13,6 +13,14 @@ using format::PageSlot;
 using format::RootPage;
 using runtime::Task;
 
+namespace {
+
+// The two highest bits of a page's key tell the kinds apart; none of them: a leaf.
+constexpr uint64_t kInteriorBit = uint64_t{1} << 63;
+constexpr uint64_t kTableBit = uint64_t{1} << 62;
+
+}  // namespace
+
 // Counts a page that the root reaches in its map segment.
 Result<void> BlockMap::count_page(const PageSlot& slot) {
     const uint32_t index = slot.place.segment_index();
@@ -95,21 +103,19 @@ Task<Result<void>> BlockMap::load(RootRef ref) {
         CO_TRY(segments_.restore_map_segment(ref.segment_index, own));
     }
     segments_.count_restored_page(ref.segment_index, ref.bytes / format::kPlaceUnitBytes);
-    // Bit 63 of the key tells the two kinds of pages apart.
-    constexpr uint64_t kSegmentsBit = uint64_t{1} << 63;
     std::vector<PageRead> pages;
     pages.reserve(root.interiors.size() + root.segment_pages.size());
     for (const format::RootChild& child : root.interiors)
-        pages.push_back({child.slot, child.key});
+        pages.push_back({child.slot, child.key | kInteriorBit});
     for (const format::RootChild& child : root.segment_pages) {
-        pages.push_back({child.slot, child.key | kSegmentsBit});
+        pages.push_back({child.slot, child.key | kTableBit});
     }
     for (const PageRead& page : pages)
         CO_TRY(count_page(page.slot));
     PageReader::Handler handler = [this](const PageRead& page, Bytes bytes) {
-        const uint64_t key = page.key & ~kSegmentsBit;
-        return page.key == key ? load_interior(key, page.slot, bytes)
-                               : load_segments(key, page.slot, bytes);
+        return (page.key & kInteriorBit) != 0
+                   ? load_interior(page.key & ~kInteriorBit, page.slot, bytes)
+                   : load_segments(page.key & ~kTableBit, page.slot, bytes);
     };
     CO_TRY(co_await reader_.read_all(std::move(pages), std::move(handler)));
     if (segments_.live_block_count() != root.mapped_count) {
@@ -198,14 +204,6 @@ Task<Result<BlockMap::Audit>> BlockMap::audit() {
 }
 
 // Scrub ----------------------------------------------------------------------------------------
-
-namespace {
-
-// The two highest bits of a key tell the kinds of pages apart; none of them: a leaf.
-constexpr uint64_t kInteriorBit = uint64_t{1} << 63;
-constexpr uint64_t kTableBit = uint64_t{1} << 62;
-
-}  // namespace
 
 std::vector<PageRead> BlockMap::pages_in(uint32_t segment_index) const {
     std::vector<PageRead> pages;
