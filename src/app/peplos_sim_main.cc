@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <cstring>
 #include <fmt/format.h>
-#include <map>
 #include <spdlog/sinks/ringbuffer_sink.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -28,31 +27,6 @@ struct Wish {
     std::string config = "swarm";
     size_t trace_lines = 60;
     bool verbose = false;
-};
-
-struct Totals {
-    uint64_t runs = 0;
-    uint64_t events = 0;
-    uint64_t operations = 0;
-    uint64_t stops = 0;
-    uint64_t kills = 0;
-    uint64_t power_losses = 0;
-    uint64_t disk_faults = 0;
-    double simulated_seconds = 0;
-    std::map<std::string, uint64_t, std::less<>> probes;
-
-    void add(const swarm::RunReport& report) {
-        ++runs;
-        events += report.events;
-        operations += report.operations;
-        stops += report.stops;
-        kills += report.kills;
-        power_losses += report.power_losses;
-        disk_faults += report.disk_faults;
-        simulated_seconds += std::chrono::duration<double>(report.simulated).count();
-        for (const auto& [name, count] : report.probes)
-            probes[name] += count;
-    }
 };
 
 std::string replay_command(const Wish& wish, uint64_t seed) {
@@ -87,7 +61,7 @@ swarm::RunReport run_seed(const Wish& wish, uint64_t seed) {
     swarm::RunReport report = swarm::Run(seed, plan, trace).execute();
     if (report.problem.empty()) return report;
     fmt::print("FAIL seed {} hash {:016x} after {} events: {}\n  plan: {}\n  replay: {}\n", seed,
-               report.event_hash, report.events, report.problem, swarm::describe(plan),
+               report.event_hash, report.counts.events, report.problem, swarm::describe(plan),
                replay_command(wish, seed));
     for (const std::string& line : trace.lines())
         fmt::print("    {}\n", line);
@@ -96,27 +70,29 @@ swarm::RunReport run_seed(const Wish& wish, uint64_t seed) {
     return report;
 }
 
-void print_totals(const Totals& totals, double seconds) {
+void print_totals(const swarm::RunCounts& totals, uint64_t runs, double seconds) {
     fmt::print(
         "{} runs, {} events, {} operations checked, {} stops, {} kills, {} power losses, {} disk "
         "faults; {:.0f} s simulated in {:.0f} s, {:.0f} runs an hour\n",
-        totals.runs, totals.events, totals.operations, totals.stops, totals.kills,
-        totals.power_losses, totals.disk_faults, totals.simulated_seconds, seconds,
-        seconds > 0 ? static_cast<double>(totals.runs) * 3600 / seconds : 0);
+        runs, totals.events, totals.operations, totals.stops, totals.kills, totals.power_losses,
+        totals.disk_faults, std::chrono::duration<double>(totals.simulated).count(), seconds,
+        seconds > 0 ? static_cast<double>(runs) * 3600 / seconds : 0);
     for (const auto& [name, count] : totals.probes)
         fmt::print("  probe {} {}\n", name, count);
 }
 
 int run_all(const Wish& wish) {
-    Totals totals;
+    swarm::RunCounts totals;
+    uint64_t runs = 0;
     Wall::time_point begin = Wall::now();
     auto seconds = [begin] { return std::chrono::duration<double>(Wall::now() - begin).count(); };
     uint64_t failed = 0;
     for (uint64_t seed = wish.seed; failed < 5; seed += wish.step) {
-        bool enough = wish.minutes > 0 ? seconds() >= wish.minutes * 60 : totals.runs >= wish.runs;
+        bool enough = wish.minutes > 0 ? seconds() >= wish.minutes * 60 : runs >= wish.runs;
         if (enough) break;
         swarm::RunReport report = run_seed(wish, seed);
-        totals.add(report);
+        ++runs;
+        totals.add(report.counts);
         if (!report.problem.empty()) {
             ++failed;
         } else if (wish.verbose || (wish.minutes == 0 && wish.runs == 1)) {
@@ -124,8 +100,8 @@ int run_all(const Wish& wish) {
         }
         std::fflush(stdout);
     }
-    print_totals(totals, seconds());
-    fmt::print("{} passed, {} failed\n", totals.runs - failed, failed);
+    print_totals(totals, runs, seconds());
+    fmt::print("{} passed, {} failed\n", runs - failed, failed);
     return failed == 0 ? 0 : 1;
 }
 

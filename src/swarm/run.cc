@@ -26,6 +26,18 @@ class Run::Failed : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+void RunCounts::add(const RunCounts& other) {
+    events += other.events;
+    operations += other.operations;
+    stops += other.stops;
+    kills += other.kills;
+    power_losses += other.power_losses;
+    disk_faults += other.disk_faults;
+    simulated += other.simulated;
+    for (const auto& [name, count] : other.probes)
+        probes[name] += count;
+}
+
 Run::Run(uint64_t seed, Plan plan, Trace& trace)
     : plan_(std::move(plan)),
       trace_(trace),
@@ -47,14 +59,20 @@ RunReport Run::execute() {
         report_.problem = error.what();
     }
     report_.event_hash = world_.event_hash();
-    report_.events = world_.event_count();
-    report_.simulated = world_.now() - began_;
-    report_.probes = world_.faults().probes();
+    report_.counts.events = world_.event_count();
+    report_.counts.simulated = world_.now() - began_;
+    report_.counts.probes = world_.faults().probes();
+    report_.counts.operations = operation_count();
+    return report_;
+}
+
+uint64_t Run::operation_count() const {
+    uint64_t count = 0;
     for (const auto* group : {&disks_, &removed_}) {
         for (const auto& disk : *group)
-            report_.operations += disk->history->operation_count();
+            count += disk->history->operation_count();
     }
-    return report_;
+    return count;
 }
 
 void Run::note(std::string line) {
@@ -84,16 +102,10 @@ void Run::live_all() {
             daemon_->node.add_device(fmt::format("/disk{}", i), plan_.device_bytes, "ssd"));
         if (!added) throw Failed("adding a device: " + added.error().text());
     }
-    uint64_t operations = 0;
-    for (int lives = 0; operations < plan_.operations && lives < 200; ++lives) {
+    for (int lives = 0; operation_count() < plan_.operations && lives < 200; ++lives) {
         EndOfLife end = draw_end();
         live(end, random_.between(1, plan_.life_events_max));
         end_life(end);
-        operations = 0;
-        for (const auto* group : {&disks_, &removed_}) {
-            for (const auto& disk : *group)
-                operations += disk->history->operation_count();
-        }
         start_daemon();
     }
 }
@@ -141,7 +153,7 @@ void Run::end_life(EndOfLife end) {
         world_.disk(fmt::format("/disk{}", i)).clear_faults();
     switch (end) {
         case EndOfLife::stop:
-            ++report_.stops;
+            ++report_.counts.stops;
             closing_ = true;
             store_.set_weather({}, random_, world_.env().clock);
             world_.run(daemon_->stop());
@@ -149,12 +161,12 @@ void Run::end_life(EndOfLife end) {
             world_.run(host_.pause_all());
             break;
         case EndOfLife::kill:
-            ++report_.kills;
+            ++report_.counts.kills;
             world_.kill();
             host_.lose_daemon();
             break;
         case EndOfLife::power_loss:
-            ++report_.power_losses;
+            ++report_.counts.power_losses;
             world_.crash();
             host_.lose_host();
             break;

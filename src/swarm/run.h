@@ -1,6 +1,7 @@
 #pragma once
 
 #include <list>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,19 +16,24 @@
 
 namespace peplos::swarm {
 
-// What a run did; the sums of many runs are the simulator's report.
-struct RunReport {
-    std::string problem;  // empty: nothing wrong was found
-    uint64_t event_hash = 0;
+// What runs did: of one, or summed over many.
+struct RunCounts {
     uint64_t events = 0;
     uint64_t operations = 0;  // reads, writes, zeros that the checker saw
     uint64_t stops = 0;
     uint64_t kills = 0;
     uint64_t power_losses = 0;
     uint64_t disk_faults = 0;
-    uint64_t store_mishaps = 0;
     Duration simulated{};
     std::map<std::string, uint64_t, std::less<>> probes;
+
+    void add(const RunCounts& other);
+};
+
+struct RunReport {
+    std::string problem;  // empty: nothing wrong was found
+    uint64_t event_hash = 0;
+    RunCounts counts;
 };
 
 // One run: a host with a daemon (LocalNode, Keeper, journals, devices; the production code) that
@@ -78,6 +84,7 @@ class Run {
     EndOfLife draw_end();
     void settle_all();
     void finish();
+    uint64_t operation_count() const;
     Task<void> check_everything();
     Task<void> remove_everything();
     Task<void> wait_for_space();

@@ -362,7 +362,7 @@ void Run::inject() {
             fault.delay = std::chrono::milliseconds(random_.between(100, 60'000));
         }
         world_.disk(path).add_fault(fault);
-        ++report_.disk_faults;
+        ++report_.counts.disk_faults;
         note(fmt::format("{}: fault {} of operation {}", path, static_cast<int>(effect),
                          static_cast<int>(operation)));
     };

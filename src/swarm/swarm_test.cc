@@ -22,7 +22,7 @@ TEST(Swarm, TheSameSeedIsTheSameRun) {
     RunReport second = run("swarm", 77, 400);
     EXPECT_EQ(first.problem, "");
     EXPECT_EQ(first.event_hash, second.event_hash);
-    EXPECT_EQ(first.events, second.events);
+    EXPECT_EQ(first.counts.events, second.counts.events);
     EXPECT_NE(first.event_hash, run("swarm", 78, 400).event_hash);
 }
 
