@@ -208,10 +208,7 @@ Task<void> LocalNode::recover_tails() {
 // ensemble. The new epoch is above the record's and above every fence the device has seen, because
 // a control store restored from a backup may have gone back.
 Task<Result<void>> LocalNode::claim(Entry& entry, DeviceSet::Member& home) {
-    Epoch seen = entry.record().epoch;
-    for (const replica::RetainedVolume& retained : home.journal->volumes()) {
-        if (retained.volume == entry.record().id) seen = std::max(seen, retained.fence);
-    }
+    Epoch seen = std::max(entry.record().epoch, home.journal->fence_of(entry.record().id));
     control::VolumeRecord record = entry.record();
     record.owner = node_.id;
     record.epoch = seen.next();

@@ -80,9 +80,7 @@ VolumeInfo LocalNode::info_of(const Entry& entry) const {
     if (entry.open != nullptr) info.used_bytes = entry.open->stats().live_bytes;
     for (const auto& member : devices_.members()) {
         if (!member->is_usable()) continue;
-        for (const media::SegmentInfo& segment : member->device->segments().list(record.id)) {
-            info.stored_bytes += segment.bytes();
-        }
+        info.stored_bytes += member->device->segments().stored_bytes(record.id);
     }
     if (info.used_bytes == 0 && entry.open == nullptr) info.used_bytes = info.stored_bytes;
     for (const auto& [holder, count] : entry.mounts.holders)

@@ -180,8 +180,10 @@ Task<Result<void>> Device::load_superblock() {
             errors[0]->code() == Code::not_found && errors[1]->code() == Code::not_found;
         const Error& telling = errors[0]->code() == Code::not_found ? *errors[1] : *errors[0];
         if (is_blank) co_return fail(Code::not_found, "{} is not a Peplos device", name);
-        co_return fail(telling.code(), "{}: neither superblock can be read: {}", name,
-                       telling.message());
+        co_return fail(telling.code(),
+                       "{}: neither superblock can be read: {}; check that it is the right disk, "
+                       "and restore its first 2 MiB from a backup, or its volumes",
+                       name, telling.message());
     }
     for (int i = 0; i < 2; ++i) {
         if (!errors[i]) continue;

@@ -426,9 +426,10 @@ void Ring::report_findings(RingScan& scan) {
         for (const format::FrameWitness& witness : lost.witnesses) {
             volumes += fmt::format(" volume {} up to LSN {}", witness.volume, witness.last_lsn);
         }
-        report.corruptions.push_back(
-            fmt::format("{} at offset {}: journal frame {} cannot be read; it held{}", name,
-                        lost.device_offset, lost.sequence, volumes));
+        report.corruptions.push_back(fmt::format(
+            "{} at offset {}: journal frame {} cannot be read; it held{}; a volume that "
+            "needs it says so when it is opened, and is restored from a backup",
+            name, lost.device_offset, lost.sequence, volumes));
     }
     for (const RingScan::Frame& frame : scan.frames()) {
         for (const RecoveredRecord& found : frame.records) {

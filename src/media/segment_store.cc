@@ -122,7 +122,7 @@ Result<void> SegmentStore::load_table() {
         SegmentInfo info{entry.segment, entry.lineage, entry.volume,
                          entry.kind,    unit,          entry.unit_count};
         mark_written(unit, entry.unit_count);
-        segments_.emplace(entry.segment, std::unique_ptr<Entry>(new Entry{this, info}));
+        std::ignore = add_entry(info);
     }
     for (const auto& [unit, why] : unreadable)
         quarantine(unit, why);
@@ -144,7 +144,9 @@ void SegmentStore::quarantine(uint32_t unit, const std::string& why) {
         ++count;
     quarantined_units_ += count;
     device_.report.corruptions.push_back(fmt::format(
-        "{} at offset {}: unit {}: {}; {} MiB are kept from use", device_.disk->name(),
+        "{} at offset {}: unit {}: {}; {} MiB are kept from use, and a volume whose segment lay "
+        "there says so",
+        device_.disk->name(),
         device_.superblock.unit_table_offset + uint64_t{unit} * kUnitEntryBytes, unit, why, count));
 }
 
@@ -240,8 +242,7 @@ Task<Result<SegmentPin>> SegmentStore::create(SegmentId id, LineageId lineage, V
     for (uint32_t i = 0; i < units; ++i)
         unwritten_free_units_ -= written_[*first + i] ? 0 : 1;
     SegmentInfo info{id, lineage, volume, kind, *first, units};
-    auto [place, inserted] = segments_.emplace(id, std::unique_ptr<Entry>(new Entry{this, info}));
-    SegmentPin pin(place->second.get());
+    SegmentPin pin = add_entry(info);
     set_entry(info);
     CO_TRY(co_await persist(*first));
     co_return pin;
@@ -369,12 +370,10 @@ void SegmentStore::free_run(uint32_t first_unit, uint32_t unit_count) {
 }
 
 Task<Result<void>> SegmentStore::remove(SegmentId id) {
-    auto found = segments_.find(id);
-    if (found == segments_.end())
+    if (!segments_.contains(id))
         co_return fail(Code::not_found, "no segment {} on {}", id, device_.disk->name());
     if (device_.is_failed()) co_return fail(device_.failure());
-    std::unique_ptr<Entry> entry = std::move(found->second);
-    segments_.erase(found);
+    std::unique_ptr<Entry> entry = take_entry(id);
     entry->is_removed = true;
     if (entry->pins != 0) {
         PROBE("media.segments.remove_pinned");
@@ -408,6 +407,25 @@ Task<Result<void>> SegmentStore::clear(std::unique_ptr<Entry> entry) {
     co_return Result<void>{};
 }
 
+SegmentPin SegmentStore::add_entry(const SegmentInfo& info) {
+    auto [place, inserted] =
+        segments_.emplace(info.id, std::unique_ptr<Entry>(new Entry{this, info}));
+    CHECK(inserted, "segment {} exists", info.id);
+    by_volume_[info.volume].insert(info.id);
+    return SegmentPin(place->second.get());
+}
+
+// Requires: it is there.
+std::unique_ptr<SegmentPin::Entry> SegmentStore::take_entry(SegmentId id) {
+    auto found = segments_.find(id);
+    std::unique_ptr<Entry> entry = std::move(found->second);
+    segments_.erase(found);
+    auto siblings = by_volume_.find(entry->info.volume);
+    siblings->second.erase(id);
+    if (siblings->second.empty()) by_volume_.erase(siblings);
+    return entry;
+}
+
 SegmentPin SegmentStore::find(SegmentId id) {
     auto found = segments_.find(id);
     return found == segments_.end() ? SegmentPin() : SegmentPin(found->second.get());
@@ -423,9 +441,22 @@ std::vector<SegmentInfo> SegmentStore::list() const {
 }
 
 std::vector<SegmentInfo> SegmentStore::list(VolumeId volume) const {
-    std::vector<SegmentInfo> out = list();
-    std::erase_if(out, [volume](const SegmentInfo& info) { return info.volume != volume; });
+    std::vector<SegmentInfo> out;
+    auto found = by_volume_.find(volume);
+    if (found == by_volume_.end()) return out;
+    out.reserve(found->second.size());
+    for (const SegmentId& id : found->second)
+        out.push_back(segments_.at(id)->info);
     return out;
+}
+
+uint64_t SegmentStore::stored_bytes(VolumeId volume) const {
+    uint64_t bytes = 0;
+    auto found = by_volume_.find(volume);
+    if (found == by_volume_.end()) return bytes;
+    for (const SegmentId& id : found->second)
+        bytes += segments_.at(id)->info.bytes();
+    return bytes;
 }
 
 // ---- space ----

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <memory>
+#include <set>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -121,7 +123,10 @@ class SegmentStore {
     // Empty when this device has no such segment.
     SegmentPin find(SegmentId id);
     std::vector<SegmentInfo> list() const;
+    // In the order of their ids; the work is that of the volume's segments alone.
     std::vector<SegmentInfo> list(VolumeId volume) const;
+    // What they take on the device.
+    uint64_t stored_bytes(VolumeId volume) const;
 
     SegmentSpace space() const;
     // Whether create() of `bytes` for `purpose` would find units now.
@@ -148,6 +153,8 @@ class SegmentStore {
     Error failed_read(const SegmentPin& pin, uint64_t offset, Error error);
     Result<void> check_access(const SegmentPin& pin, uint64_t offset, uint64_t bytes) const;
     Result<void> load_table();
+    SegmentPin add_entry(const SegmentInfo& info);
+    std::unique_ptr<Entry> take_entry(SegmentId id);
     void quarantine(uint32_t unit, const std::string& why);
     void set_entry(const SegmentInfo& info);
     void set_free(uint32_t first_unit, uint32_t unit_count);
@@ -171,7 +178,8 @@ class SegmentStore {
     std::vector<TableBlock> blocks_;
     std::vector<bool> written_;  // per unit: its extents are written ones
     std::unordered_map<SegmentId, std::unique_ptr<Entry>> segments_;
-    std::unordered_map<Entry*, std::unique_ptr<Entry>> removed_;  // pinned still
+    std::unordered_map<VolumeId, std::set<SegmentId>> by_volume_;  // of segments_; none is empty
+    std::unordered_map<Entry*, std::unique_ptr<Entry>> removed_;   // pinned still
     uint64_t sync_started_ = 0;
     uint64_t sync_done_ = 0;
     bool is_syncing_ = false;

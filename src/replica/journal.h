@@ -223,6 +223,8 @@ class Journal {
     virtual Task<Result<void>> drop(VolumeId volume) = 0;
     // Every volume this journal holds records of, opened or not.
     virtual std::vector<RetainedVolume> volumes() const = 0;
+    // The highest epoch that the volume was ever opened with here; 0: no records of it.
+    virtual Epoch fence_of(VolumeId volume) const = 0;
     virtual JournalStats stats() const = 0;
     // Reads back about `bytes` of retained records and checks them; false: all is checked. Open
     // logs that need what went bad become `endangered`.

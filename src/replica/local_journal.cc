@@ -392,6 +392,12 @@ Task<Result<void>> LocalJournal::drop(VolumeId volume) {
     co_return Result<void>{};
 }
 
+Epoch LocalJournal::fence_of(VolumeId volume) const {
+    auto found = volumes_.find(volume);
+    bool is_known = found != volumes_.end() && !found->second->is_dropped;
+    return is_known ? found->second->fence : Epoch(0);
+}
+
 std::vector<RetainedVolume> LocalJournal::volumes() const {
     std::vector<RetainedVolume> out;
     for (const auto& [id, state] : volumes_) {

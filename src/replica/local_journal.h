@@ -37,6 +37,7 @@ class LocalJournal final : public Journal {
     Membership membership_for(OpenToken token) const override;
     Task<Result<void>> drop(VolumeId volume) override;
     std::vector<RetainedVolume> volumes() const override;
+    Epoch fence_of(VolumeId volume) const override;
     JournalStats stats() const override;
     Task<bool> scrub(JournalScrub& scrub, uint64_t bytes) override;
     Task<void> stop() override;
