@@ -38,7 +38,14 @@ RootRef root_ref_of(const format::RootBody& body) {
 Task<Result<void>> VolumeCore::replay() {
     const replica::LogTail& tail = log->tail();
     if (tail.root.has_value() && tail.root->page_segment) {
-        CO_TRY(co_await map->load(root_ref_of(*tail.root)));
+        Result<void> loaded = co_await map->load(root_ref_of(*tail.root));
+        if (!loaded && loaded.error().code() != Code::corrupt) co_return loaded;
+        if (!loaded) {
+            co_return fail(std::move(loaded).error().within(fmt::format(
+                "volume {}: its map cannot be read, so nothing of it is served; restore the "
+                "volume from a backup",
+                params.id)));
+        }
         drained_lsn = tail.root->drained_lsn;
         meta_lsn = tail.root->meta_lsn;
     }
