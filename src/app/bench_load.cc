@@ -144,16 +144,44 @@ Task<Result<void>> fill(volume::BlockDevice& device, uint64_t bytes) {
     co_return Result<void>();
 }
 
-Task<Result<void>> write_one_block_per_leaf(volume::BlockDevice& device, uint64_t bytes) {
-    Buffer piece = Buffer::allocate(kBlockBytes);
-    scramble(piece, 0x9e3779b97f4a7c15ULL);
-    uint64_t leaf_bytes = uint64_t{limits::kLeafBlocks} * kBlockBytes;
-    uint64_t end = std::min(bytes, device.size_bytes());
-    for (uint64_t offset = 0; offset + kBlockBytes <= end; offset += leaf_bytes) {
-        Buffer copy = Buffer::copy_of(std::as_const(piece).bytes());
-        CO_TRY(co_await device.write(offset, std::move(copy)));
+namespace {
+
+// What the writers of a sparse volume share.
+struct SparseFill {
+    explicit SparseFill(volume::BlockDevice& d) : device(d) {}
+    volume::BlockDevice& device;
+    Buffer piece;
+    uint64_t next = 0;
+    uint64_t end = 0;
+    Result<void> outcome;
+    uint32_t running = 0;
+    runtime::Event done;
+};
+
+Task<void> write_leaves(SparseFill& shared) {
+    constexpr uint64_t kLeafBytes = uint64_t{limits::kLeafBlocks} * kBlockBytes;
+    while (shared.next + kBlockBytes <= shared.end && shared.outcome) {
+        uint64_t offset = std::exchange(shared.next, shared.next + kLeafBytes);
+        Buffer copy = Buffer::copy_of(std::as_const(shared.piece).bytes());
+        Result<void> written = co_await shared.device.write(offset, std::move(copy));
+        if (!written) shared.outcome = std::move(written);
     }
-    co_return Result<void>();
+    if (--shared.running == 0) shared.done.set();
+}
+
+}  // namespace
+
+Task<Result<void>> write_one_block_per_leaf(volume::BlockDevice& device, uint64_t bytes) {
+    SparseFill shared(device);
+    shared.piece = Buffer::allocate(kBlockBytes);
+    scramble(shared.piece, 0x9e3779b97f4a7c15ULL);
+    shared.end = std::min(bytes, device.size_bytes());
+    shared.running = 32;
+    runtime::Executor executor = co_await runtime::this_executor();
+    for (uint32_t i = shared.running; i != 0; --i)
+        runtime::spawn(executor, write_leaves(shared));
+    co_await shared.done.wait();
+    co_return std::move(shared.outcome);
 }
 
 }  // namespace peplos::app

@@ -19,6 +19,7 @@ Task<Result<void>> BenchStage::format() {
     if (options_.ring_bytes != 0) format_options.ring_bytes = options_.ring_bytes;
     CO_TRY(co_await media::format_device(*disk, format_options, system_.env().rng));
     CO_TRY(co_await use(std::move(disk)));
+    if (!options_.prezero) co_return Result<void>();
     // As on a device in use: every unit was written once, nothing is an unwritten extent.
     for (;;) {
         CO_TRY_ASSIGN(uint64_t written, co_await device_->segments().prezero(64 * kMiB));
@@ -45,37 +46,54 @@ Task<Result<void>> BenchStage::use(std::unique_ptr<runtime::Disk> disk) {
     co_return Result<void>();
 }
 
-Task<Result<void>> BenchStage::open_volume() {
+Task<Result<std::unique_ptr<volume::Volume>>> BenchStage::open_volume(VolumeId id, uint64_t bytes) {
     volume::VolumeParams params;
-    params.id = VolumeId(1);
-    params.lineage = LineageId(1);
-    params.size_bytes = options_.volume_bytes;
+    params.id = id;
+    params.lineage = LineageId(id.value);
+    params.size_bytes = bytes;
     params.epoch = Epoch(1);
     params.token = OpenToken(system_.env().rng.next_id());
     for (const replica::RetainedVolume& retained : journal_->volumes()) {
+        if (retained.volume != id) continue;
         params.epoch = retained.fence.next();
         params.recorded = replica::Membership{device_->incarnation(), retained.token};
     }
     bool is_new = !params.recorded.has_value();
+    std::unique_ptr<volume::Volume> volume;
     if (is_new) {
-        CO_TRY_ASSIGN(volume_, co_await volume::Volume::create(*resources_, std::move(params)));
+        CO_TRY_ASSIGN(volume, co_await volume::Volume::create(*resources_, std::move(params)));
     } else {
-        CO_TRY_ASSIGN(volume_, co_await volume::Volume::open(*resources_, std::move(params)));
+        CO_TRY_ASSIGN(volume, co_await volume::Volume::open(*resources_, std::move(params)));
     }
-    keeper_->opened(*volume_);
+    keeper_->opened(*volume);
+    co_return volume;
+}
+
+Task<Result<void>> BenchStage::open_volumes() {
+    CO_TRY_ASSIGN(volume_, co_await open_volume(VolumeId(1), options_.volume_bytes));
+    if (options_.beside_bytes == 0) co_return Result<void>();
+    CO_TRY_ASSIGN(beside_, co_await open_volume(VolumeId(2), options_.beside_bytes));
     co_return Result<void>();
 }
 
-Task<Result<void>> BenchStage::close_volume() {
-    if (volume_ == nullptr) co_return Result<void>();
-    co_await keeper_->closing(*volume_);
-    Result<void> closed = co_await volume_->close();
-    volume_.reset();
-    co_return closed;
+Task<Result<void>> BenchStage::close_volume(std::unique_ptr<volume::Volume> volume) {
+    if (volume == nullptr) co_return Result<void>();
+    co_await keeper_->closing(*volume);
+    co_return co_await volume->close();
+}
+
+Task<Result<void>> BenchStage::close_volumes() {
+    Result<void> closed = co_await close_volume(std::move(volume_));
+    Result<void> beside_closed = co_await close_volume(std::move(beside_));
+    co_return closed ? beside_closed : closed;
+}
+
+Task<void> BenchStage::stop_keeper() {
+    co_await keeper_->stop();
 }
 
 Task<void> BenchStage::close() {
-    Result<void> closed = co_await close_volume();
+    Result<void> closed = co_await close_volumes();
     if (!closed) std::fprintf(stderr, "peplos-bench: %s\n", closed.error().text().c_str());
     if (keeper_ != nullptr) co_await keeper_->stop();
     if (journal_ != nullptr) co_await journal_->stop();

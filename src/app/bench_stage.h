@@ -22,10 +22,12 @@ struct BenchStageOptions {
     uint64_t volume_bytes = 4 * kGiB;
     uint64_t leaf_cache_bytes = limits::kLeafCacheBytesDefault;
     uint64_t overlay_bytes = limits::kOverlayBytesDefault;
+    uint64_t beside_bytes = 0;  // size of a second volume beside the first; 0: none
+    bool prezero = true;        // a new device is written once before it is used
 };
 
-// One device with one volume on it, as a node would hold them, without a control store: the journal
-// itself says which epoch and token came last.
+// One device with a volume or two on it, as a node would hold them, without a control store: the
+// journal itself says which epoch and token came last.
 class BenchStage {
   public:
     BenchStage(runtime::Core& core, BenchStageOptions options);
@@ -33,12 +35,17 @@ class BenchStage {
     // Makes the device anew and opens it.
     Task<Result<void>> format();
     Task<Result<void>> open_device();
-    // The volume that the journal knows, or a new one of options.volume_bytes.
-    Task<Result<void>> open_volume();
-    Task<Result<void>> close_volume();
+    // The volumes that the journal knows, or new ones of the sizes that the options say.
+    Task<Result<void>> open_volumes();
+    Task<Result<void>> close_volumes();
+    // From now on nothing is drained or cleaned.
+    Task<void> stop_keeper();
     Task<void> close();
 
     volume::Volume& volume() { return *volume_; }
+    volume::Volume* beside() { return beside_.get(); }
+    uint64_t leaf_cache_used_bytes() const { return leaf_cache_.bytes(); }
+    media::RingStats ring_stats() const { return device_->ring().stats(); }
     uint64_t stored_bytes() const;
     // The live blocks' share of all units: how full the device is.
     double stored_share() const;
@@ -48,6 +55,8 @@ class BenchStage {
 
   private:
     Task<Result<void>> use(std::unique_ptr<runtime::Disk> disk);
+    Task<Result<std::unique_ptr<volume::Volume>>> open_volume(VolumeId id, uint64_t bytes);
+    Task<Result<void>> close_volume(std::unique_ptr<volume::Volume> volume);
 
     runtime::Core& core_;
     BenchStageOptions options_;
@@ -60,6 +69,7 @@ class BenchStage {
     std::unique_ptr<volume::Resources> resources_;
     std::unique_ptr<keeper::Keeper> keeper_;
     std::unique_ptr<volume::Volume> volume_;
+    std::unique_ptr<volume::Volume> beside_;
 };
 
 }  // namespace peplos::app

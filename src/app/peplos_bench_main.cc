@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "app/bench_load.h"
 #include "app/bench_stage.h"
@@ -43,6 +44,8 @@ struct Wish {
     uint32_t fill_percent = 100;
     // Leaves mapped one block each, over this many bytes: what a restart has to survive.
     uint64_t sparse_bytes = 0;
+    // Written at the end, with nothing drained any more: what a restart has to replay.
+    uint64_t undrained_bytes = 0;
     bool leave_dirty = false;
     // Percent of the span to write over before the measurement, with the same operations.
     uint32_t overwrite_percent = 0;
@@ -50,25 +53,52 @@ struct Wish {
     bool with_drain = false;
 };
 
+uint64_t resident_bytes() {
+    std::ifstream status("/proc/self/statm");
+    uint64_t total = 0, resident = 0;
+    status >> total >> resident;
+    return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+nlohmann::json memory_of(BenchStage& stage) {
+    uint64_t map_bytes = stage.volume().stats().map_bytes;
+    if (stage.beside() != nullptr) map_bytes += stage.beside()->stats().map_bytes;
+    return {{"map_bytes", map_bytes},
+            {"leaf_cache_used_bytes", stage.leaf_cache_used_bytes()},
+            {"resident_bytes", resident_bytes()}};
+}
+
 Task<Result<nlohmann::json>> prepare(BenchStage& stage, const Wish& wish) {
     CO_TRY(co_await stage.format());
-    CO_TRY(co_await stage.open_volume());
+    CO_TRY(co_await stage.open_volumes());
+    if (stage.beside() != nullptr) {
+        CO_TRY(co_await write_one_block_per_leaf(*stage.beside(), stage.beside()->size_bytes()));
+    }
     if (wish.sparse_bytes != 0) {
         CO_TRY(co_await write_one_block_per_leaf(stage.volume(), wish.sparse_bytes));
     } else {
         uint64_t bytes = stage.volume().size_bytes() / 100 * wish.fill_percent;
         CO_TRY(co_await fill(stage.volume(), round_down(bytes, kMiB)));
     }
-    CO_TRY(co_await stage.close_volume());
+    CO_TRY(co_await stage.close_volumes());
     co_return nlohmann::json{{"prepared_bytes", stage.stored_bytes()}};
 }
 
 Task<Result<nlohmann::json>> measure(BenchStage& stage, const Wish& wish) {
     Time before_open = stage.clock().now();
+    uint64_t resident_before = resident_bytes();
     CO_TRY(co_await stage.open_device());
-    CO_TRY(co_await stage.open_volume());
+    double device_seconds =
+        std::chrono::duration<double>(stage.clock().now() - before_open).count();
+    CO_TRY(co_await stage.open_volumes());
     double open_seconds = std::chrono::duration<double>(stage.clock().now() - before_open).count();
-    nlohmann::json out = {{"open_seconds", open_seconds}};
+    nlohmann::json out = {{"open_seconds", open_seconds},
+                          {"open_device_seconds", device_seconds},
+                          {"ring_used_bytes", stage.ring_stats().used_bytes},
+                          {"undrained_bytes", stage.volume().stats().undrained_bytes},
+                          {"live_bytes", stage.volume().stats().live_bytes},
+                          {"resident_bytes_before", resident_before},
+                          {"memory_at_open", memory_of(stage)}};
     if (wish.load.seconds > 0) {
         if (wish.overwrite_percent != 0) {
             BenchLoad first = wish.load;
@@ -104,13 +134,24 @@ Task<Result<nlohmann::json>> measure(BenchStage& stage, const Wish& wish) {
         out["drained_bytes"] = after.drained_bytes - before.drained_bytes;
         out["relocated_bytes"] = after.relocated_bytes - before.relocated_bytes;
         out["checkpoint_bytes"] = after.checkpoint_bytes - before.checkpoint_bytes;
+        out["memory"] = memory_of(stage);
+        out["ring_written_bytes"] = stage.ring_stats().appended_bytes;
+    }
+    if (wish.undrained_bytes != 0) {
+        co_await stage.stop_keeper();
+        BenchLoad last{.operation = "write", .is_random = true, .depth = 32, .seconds = 600};
+        last.bytes_max = wish.undrained_bytes;
+        CO_TRY_ASSIGN(BenchResult written,
+                      co_await run_load(stage.executor(), stage.clock(), stage.rng(),
+                                        stage.volume(), std::move(last)));
+        out["left_undrained_bytes"] = written.bytes;
     }
     if (wish.leave_dirty) {
         std::puts(out.dump().c_str());
         std::fflush(stdout);
         raise(SIGKILL);
     }
-    CO_TRY(co_await stage.close_volume());
+    CO_TRY(co_await stage.close_volumes());
     co_return out;
 }
 
@@ -146,7 +187,11 @@ int run(int argc, char** argv) {
     prepare_command->add_option("--ring", wish.stage.ring_bytes, "size of the journal");
     for (auto* command : {prepare_command, run_command}) {
         command->add_option("--volume", wish.stage.volume_bytes, "size of the volume");
+        command->add_option("--beside", wish.stage.beside_bytes,
+                            "size of a second volume with one block in every 4 MiB; 0: none");
     }
+    bool no_prezero = false;
+    prepare_command->add_flag("--no-prezero", no_prezero, "leave the new file unwritten");
     prepare_command->add_option("--fill", wish.fill_percent, "percent of the volume to write");
     prepare_command->add_option("--sparse", wish.sparse_bytes, "one block per 4 MiB, up to here");
     run_command->add_option("--op", wish.load.operation, "read, write or mix (70 % reads)");
@@ -159,9 +204,12 @@ int run(int argc, char** argv) {
                             "percent of the span to write over before measuring");
     run_command->add_flag("--with-drain", wish.with_drain,
                           "drain and checkpoint after the load, as part of it");
+    run_command->add_option("--undrained", wish.undrained_bytes,
+                            "bytes to write at the end that are not drained any more");
     run_command->add_flag("--leave-dirty", wish.leave_dirty, "end by SIGKILL, without a close");
     CLI11_PARSE(app, argc, argv);
     wish.prepare = prepare_command->parsed();
+    wish.stage.prezero = !no_prezero;
 
     Result<std::unique_ptr<runtime::Core>> core = runtime::Core::make({.name = "storage"});
     if (!core) {

@@ -36,6 +36,7 @@ struct VolumeStats {
     uint64_t stored_bytes = 0;     // now: units taken on devices, journal excluded
     uint64_t undrained_bytes = 0;  // now: payload in the overlay, ring or open segments
     uint64_t segment_count = 0;    // now
+    uint64_t map_bytes = 0;        // now: RAM of the map that always stays, without cached leaves
     OperationStats read;
     OperationStats write;
     OperationStats zero;

@@ -218,6 +218,7 @@ VolumeStats VolumeCore::stats() const {
     out.live_bytes = map->mapped_count() * kBlockBytes + out.undrained_bytes;
     out.stored_bytes = segments.stored_bytes();
     out.segment_count = map->segments().segment_count();
+    out.map_bytes = map->memory_bytes();
     return out;
 }
 
