@@ -4,103 +4,34 @@
 
 #include "base/fault.h"
 #include "media/device.h"
-#include "runtime/sync.h"
 
 namespace peplos::media {
 namespace {
 
-constexpr uint64_t kPieceBytes = 1 * kMiB;
-constexpr size_t kPiecesAhead = 8;
-// A frame that begins in one piece and ends in the next is put together in front of the latter.
-constexpr uint64_t kRestBytesMax = limits::kFrameBytesMax;
-static_assert(kPieceBytes >= kRestBytesMax && kRestBytesMax % kBlockBytes == 0);
-// With more unreadable blocks than this in one stretch it is the device that is broken.
-constexpr uint64_t kStretchBytes = 8 * kMiB;
-constexpr int64_t kStretchUnreadableMax = 256;
+constexpr uint64_t kWindowBytes = 8 * kMiB;
+static_assert(kWindowBytes > limits::kFrameBytesMax);
 
 }  // namespace
 
-struct RingScan::Piece {
-    uint64_t begin = 0;  // in the ring
-    uint64_t bytes = 0;
-    Buffer buffer;                     // kRestBytesMax, then the piece
-    std::vector<uint64_t> unreadable;  // of read_salvaging()
-    Result<void> outcome;
-    runtime::Event done;
-};
-
-// Shares the piece, never the scan: a scan that is destroyed leaves its reads to themselves.
-Task<void> RingScan::read_piece(std::shared_ptr<Piece> piece, DeviceState* device,
-                                uint64_t offset) {
-    Buffer into = piece->buffer.slice(kRestBytesMax, piece->bytes);
-    piece->outcome = co_await device->read_salvaging(offset, std::move(into), &piece->unreadable);
-    piece->done.set();
-}
-
-std::shared_ptr<RingScan::Piece> RingScan::start_piece(uint64_t begin) {
-    auto piece = std::make_shared<Piece>();
-    piece->begin = begin;
-    piece->bytes = std::min(kPieceBytes, ring_bytes_ - begin);
-    if (spare_.empty()) {
-        piece->buffer = Buffer::allocate(kRestBytesMax + kPieceBytes);
-    } else {
-        piece->buffer = std::move(spare_.back());
-        spare_.pop_back();
-    }
-    runtime::spawn(device_.env.executor, read_piece(piece, &device_, ring_offset_ + begin));
-    return piece;
-}
-
 Task<Result<void>> RingScan::read() {
-    std::deque<std::shared_ptr<Piece>> ahead;
-    Result<void> outcome = co_await read_pieces(ahead);
-    // The device must outlive what is in flight.
-    for (const std::shared_ptr<Piece>& piece : ahead)
-        co_await piece->done.wait();
-    co_return outcome;
-}
-
-Task<Result<void>> RingScan::read_pieces(std::deque<std::shared_ptr<Piece>>& ahead) {
-    uint64_t begin_next = 0;
+    Buffer window = Buffer::allocate(std::min(kWindowBytes, ring_bytes_));
     uint64_t place = 0;
-    Bytes rest;  // from `place` to the end of the piece before
-    std::shared_ptr<Piece> before;
     while (place < ring_bytes_) {
-        for (; ahead.size() < kPiecesAhead && begin_next < ring_bytes_; begin_next += kPieceBytes)
-            ahead.push_back(start_piece(begin_next));
-        CHECK(!ahead.empty(), "a frame does not reach beyond its ring");
-        std::shared_ptr<Piece> piece = ahead.front();
-        co_await piece->done.wait();
-        ahead.pop_front();
-        CO_TRY(piece->outcome);
-        unreadable_.insert(unreadable_.end(), piece->unreadable.begin(), piece->unreadable.end());
-        CO_TRY(check_stretch(ring_offset_ + round_down(piece->begin, kStretchBytes)));
-        MutableBytes all = piece->buffer.bytes().first(kRestBytesMax + piece->bytes);
-        std::ranges::copy(rest, all.data() + kRestBytesMax - rest.size());
-        Bytes window = Bytes(all).subspan(kRestBytesMax - rest.size());
-        CHECK(place + window.size() == piece->begin + piece->bytes);
-        while (!window.empty()) {
-            CO_TRY_ASSIGN(uint64_t advance, step(place, window));
-            if (advance == 0) break;
-            place += advance;
-            window = window.subspan(advance);
+        uint64_t begin = place;
+        uint64_t bytes = std::min<uint64_t>(window.size(), ring_bytes_ - begin);
+        Buffer into = window.slice(0, bytes);
+        CO_TRY(co_await device_.read_salvaging(ring_offset_ + begin, into, &unreadable_));
+        bool is_last = begin + bytes == ring_bytes_;
+        // A frame that begins near the window's end is read again with the next window.
+        while (place < begin + bytes &&
+               (is_last || begin + bytes - place >= limits::kFrameBytesMax)) {
+            auto advance = step(
+                place, std::as_const(window).bytes().subspan(place - begin, begin + bytes - place));
+            if (!advance) co_return fail(std::move(advance).error());
+            place += *advance;
         }
-        rest = window;
-        if (before != nullptr) spare_.push_back(std::move(before->buffer));
-        before = std::move(piece);
     }
     co_return Result<void>{};
-}
-
-// Of the stretch that begins at this device offset, as far as it was read.
-Result<void> RingScan::check_stretch(uint64_t begin) const {
-    auto count =
-        std::ranges::count_if(unreadable_, [begin](uint64_t offset) { return offset >= begin; });
-    if (count <= kStretchUnreadableMax) return {};
-    return fail(Code::io_error,
-                "{} at offset {}: {} blocks of the journal cannot be read within {} MiB: the "
-                "device is broken; replace it",
-                device_.disk->name(), begin, count, kStretchBytes / kMiB);
 }
 
 Result<uint64_t> RingScan::step(uint64_t place, Bytes window) {
@@ -114,11 +45,9 @@ Result<uint64_t> RingScan::step(uint64_t place, Bytes window) {
     }
     // Whatever is not this ring's frame in its own place is a copy or older than the device.
     bool is_ours = header->incarnation == device_.superblock.incarnation &&
-                   header->log_offset % ring_bytes_ == place &&
-                   header->bytes() <= ring_bytes_ - place &&
+                   header->log_offset % ring_bytes_ == place && header->bytes() <= window.size() &&
                    header->boot <= device_.superblock.boot;
     if (!is_ours) return kBlockBytes;
-    if (header->bytes() > window.size()) return 0;
     ++frames_seen_;
     auto added = add_frame(*header, window.first(header->bytes()));
     if (!added) {

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <deque>
-#include <memory>
 #include <optional>
 #include <vector>
 
@@ -10,9 +8,7 @@
 
 namespace peplos::media {
 
-// Finds the frames of a ring by reading all of it, and decides what they mean. Several reads are in
-// flight while what came is decoded, so that the disk sets the pace; at most 16 MiB are taken
-// for that.
+// Finds the frames of a ring by reading all of it, and decides what they mean.
 //
 // Order comes from sequence numbers, never from places. A frame that cannot be read is torn when
 // nothing valid comes after it, and lost (corrupt) when something does: one commit at a time is in
@@ -58,16 +54,7 @@ class RingScan {
         uint64_t place;
     };
 
-    // A part of the ring on its way into memory.
-    struct Piece;
-
-    std::shared_ptr<Piece> start_piece(uint64_t begin);
-    static Task<void> read_piece(std::shared_ptr<Piece> piece, DeviceState* device,
-                                 uint64_t offset);
-    Task<Result<void>> read_pieces(std::deque<std::shared_ptr<Piece>>& ahead);
-    Result<void> check_stretch(uint64_t begin) const;
-    // Looks at `place`, where `window` begins; returns how far to go on: at least one block, or 0
-    // when a frame begins there that reaches beyond the window.
+    // Looks at `place`; returns how far to go on, at least one block. `window` starts there.
     Result<uint64_t> step(uint64_t place, Bytes window);
     Result<void> add_frame(const format::FrameHeader& header, Bytes frame);
     void drop_repeats();
@@ -92,7 +79,6 @@ class RingScan {
     bool torn_tail_ = false;
     uint64_t torn_tail_offset_ = 0;
     uint64_t frames_seen_ = 0;
-    std::vector<Buffer> spare_;  // of pieces that are done with
 };
 
 }  // namespace peplos::media

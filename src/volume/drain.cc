@@ -259,6 +259,13 @@ Task<void> Drain::finish() {
     core_.settle();
     core_.settle_open_segments();
     core_.log->trim(core_.drained_lsn, core_.map->durable_meta_lsn());
+    for (const Output& output : outputs_) {
+        auto shorter = co_await give_back_unused(output.segment.handle, output.segment.footer);
+        if (!shorter) {
+            LOG_WARN("a sealed segment keeps units that it does not need: {}",
+                     shorter.error().text());
+        }
+    }
     for (const std::shared_ptr<OpenSegment>& segment : empty_) {
         // One of an earlier epoch is in the table, and dead by now.
         if (core_.map->segments().find(segment->index) != nullptr) continue;

@@ -295,5 +295,35 @@ TEST(LargeWrite, ASegmentMadeAheadIsGivenBackWhenTheStreamEnds) {
     rig.expect_all();
 }
 
+// A drain after a restart seals the segment behind its last living block. Until its record is
+// durable the journal still refers to blocks behind that.
+TEST(LargeWrite, APowerCutInsideADrainOfAnAdoptedSegmentKeepsWhatTheJournalRefersTo) {
+    bool finished = false;
+    for (uint64_t events = 0; !finished; ++events) {
+        Rig rig(67, small_options());
+        rig.make();
+        for (uint64_t at = 0; at < 3 * kMiB; at += kMiB)
+            ASSERT_TRUE(rig.world.run(rig.write(at, kMiB)));
+        ASSERT_TRUE(rig.world.run(rig.zero(kMiB / 2, 2 * kMiB + kMiB / 2)));
+        rig.crash();
+        rig.recover();
+        ASSERT_FALSE(HasFailure());
+        auto outcome = rig.world.run_events(rig.volume->drain(), events);
+        finished = outcome.has_value();
+        if (finished) ASSERT_TRUE(*outcome) << outcome->error().text();
+        uint32_t units = rig.device->segments().list(Rig::kVolume).front().unit_count;
+        EXPECT_EQ(units, finished ? 1u : units);
+        rig.crash();
+        rig.recover();
+        ASSERT_FALSE(HasFailure()) << "after " << events << " events";
+        rig.expect_all();
+        ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+        rig.reopen();
+        rig.expect_all();
+        units = rig.device->segments().list(Rig::kVolume).front().unit_count;
+        EXPECT_EQ(units, 1u) << "after " << events << " events";
+    }
+}
+
 }  // namespace
 }  // namespace peplos::volume

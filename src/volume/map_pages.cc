@@ -62,6 +62,7 @@ Task<Result<void>> MapPages::seal_open() {
     segment.footer.data_bytes = open_offset_ - format::kSegmentDataOffset;
     CO_TRY(co_await open_.store->sync());
     CO_TRY(co_await seal_segment(segment));
+    CO_TRY(co_await give_back_unused(segment.handle, segment.footer));
     table_->seal(open_index_,
                  static_cast<uint32_t>(segment.footer.data_bytes / format::kPlaceUnitBytes));
     open_ = {};

@@ -238,6 +238,9 @@ Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment(
     }
     CO_TRY(map->segments().add(sealed.index, entry_of(index->footer, sealed.block_count, lsn)));
     replay_bytes += index->footer.bytes();
+    // The power may have gone between the drain's record and this.
+    auto shorter = co_await give_back_unused(handle, index->footer);
+    if (!shorter) co_return fail(std::move(shorter).error());
     segments.put(sealed.index, std::move(handle));
     co_return std::move(index->entries);
 }

@@ -99,12 +99,13 @@ Task<Result<void>> seal_segment(WrittenSegment& segment) {
     format::encode_segment_footer(segment.footer, from.back().bytes());
     uint64_t offset = with_header ? format::kSegmentHeaderOffset : format::kSegmentFooterOffset;
     SegmentHandle handle = segment.handle;
-    CO_TRY(co_await handle.store->write_vector(handle.pin, offset, std::move(from),
-                                               Durability::durable));
-    if (format::segment_run_bytes(segment.footer.bytes()) < handle.bytes()) {
-        CO_TRY(co_await handle.store->shrink(handle.pin, segment.footer.bytes()));
-    }
-    co_return Result<void>{};
+    co_return co_await handle.store->write_vector(handle.pin, offset, std::move(from),
+                                                  Durability::durable);
+}
+
+Task<Result<void>> give_back_unused(SegmentHandle handle, format::SegmentFooter footer) {
+    if (format::segment_run_bytes(footer.bytes()) >= handle.bytes()) co_return Result<void>{};
+    co_return co_await handle.store->shrink(handle.pin, footer.bytes());
 }
 
 Task<Result<SealedIndex>> read_index(SegmentHandle handle) {

@@ -49,8 +49,14 @@ runtime::Task<Result<WrittenSegment>> write_index(
     std::span<const format::SegmentIndexEntry> entries, uint32_t block_end);
 // Writes the footer durably, and with it the header of a `large` segment: that one was written long
 // ago, by another epoch perhaps, and may never have been durable. Requires: data and index are
-// durable. Gives back unused units.
+// durable.
 runtime::Task<Result<void>> seal_segment(WrittenSegment& segment);
+
+// Shortens the segment to what its footer says it needs. Requires: no record of the journal that
+// is still replayed refers to what lies behind that. A `large` segment that a later epoch seals
+// ends with its last living block, and until the record of the drain is durable a replay meets
+// references behind it.
+runtime::Task<Result<void>> give_back_unused(SegmentHandle handle, format::SegmentFooter footer);
 
 // The seal of a segment and its index, read back and verified.
 // Errors: corrupt (named; also when it was never sealed), io_error, unsupported.
