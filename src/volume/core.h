@@ -171,6 +171,7 @@ struct VolumeCore {
     Task<Result<void>> settle_log();
     std::vector<Lsn> torn_references;  // found by the replay
     bool found_unsettled = false;
+    bool found_reference = false;  // to a segment, in a record that is not drained
     Task<Result<std::vector<format::SegmentIndexEntry>>> replay_segment(
         Lsn lsn, const format::SealedSegment& sealed);
     Task<Result<void>> attach_segments();

@@ -47,6 +47,7 @@ class Drain {
     Task<Result<std::vector<SegmentBlock>>> load(size_t first, size_t count);
     Task<Result<void>> index_large();
     Task<Result<void>> make_durable();
+    bool is_seal_needed() const;
     Task<Result<void>> seal();
     Task<void> undo();
     Task<void> finish();
@@ -285,6 +286,13 @@ Task<void> Drain::finish() {
     ++core_.counters.drains;
 }
 
+// Also when everything was superseded meanwhile: before a segment of large writes goes, a record
+// must say that nothing up to here is needed. A replay takes references at their word until then.
+bool Drain::is_seal_needed() const {
+    return !items_.empty() || !core_.overlay.frozen().zeros.empty() ||
+           !core_.frozen_segments.empty() || !core_.unsealed_at_open.empty();
+}
+
 Task<Result<void>> Drain::run() {
     collect();
     Result<void> outcome = co_await write_data();
@@ -294,7 +302,7 @@ Task<Result<void>> Drain::run() {
         co_await undo();
         co_return outcome;
     }
-    if (!items_.empty() || !core_.overlay.frozen().zeros.empty()) {
+    if (is_seal_needed()) {
         outcome = co_await seal();
         if (!outcome && outcome.error().code() == Code::busy) {
             // The journal had no room even for a seal: nothing was appended.

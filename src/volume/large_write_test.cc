@@ -325,5 +325,54 @@ TEST(LargeWrite, APowerCutInsideADrainOfAnAdoptedSegmentKeepsWhatTheJournalRefer
     }
 }
 
+class NoWork final : public Background {
+  public:
+    void opened(Volume&) override {}
+    Task<void> closing(Volume&) override { co_return; }
+    void wants(Volume&) override {}
+    Task<bool> make_room() override { co_return false; }
+    Task<void> stop() override { co_return; }
+};
+
+// A record that refers to a segment is taken at its word until a seal covers it, whatever later
+// records did to the blocks: so the segment may not go before that.
+TEST(LargeWrite, ASegmentStaysUntilASealCoversItsRecordsThoughNobodyReadsItAnyMore) {
+    for (bool is_opened_again : {false, true}) {
+        NoWork background;
+        Rig rig(31, small_options());
+        rig.background = &background;
+        rig.make();
+        ASSERT_TRUE(rig.world.run(rig.write(0, kLarge)));
+        ASSERT_TRUE(rig.world.run(rig.write(2 * kMiB, 4096)));
+        if (is_opened_again) {
+            ASSERT_TRUE(rig.world.run(rig.zero(0, kLarge)));
+            rig.crash();
+            rig.recover();
+            ASSERT_FALSE(HasFatalFailure());
+        } else {
+            // A drain that fails leaves its generation frozen, and then all of it is superseded.
+            rig.world.faults().arm("volume.drain.no_space");
+            ASSERT_FALSE(rig.world.run(rig.volume->drain()));
+            ASSERT_TRUE(rig.world.run(rig.zero(0, 4 * kMiB)));
+            ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+        }
+        ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+        ASSERT_TRUE(rig.world.run(rig.volume->remove_dead()));
+        rig.crash();
+        auto started = rig.world.run(rig.open_node());
+        ASSERT_TRUE(started);
+        auto opened = rig.try_open();
+        ASSERT_TRUE(opened) << opened.error().text();
+        rig.expect_all();
+        // Nothing stays for good.
+        ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+        ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+        ASSERT_TRUE(rig.world.run(rig.volume->remove_dead()));
+        for (const media::SegmentInfo& info : rig.device->segments().list(Rig::kVolume))
+            EXPECT_NE(info.kind, format::SegmentKind::large);
+        rig.expect_all();
+    }
+}
+
 }  // namespace
 }  // namespace peplos::volume

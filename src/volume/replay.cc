@@ -58,7 +58,7 @@ Task<Result<void>> VolumeCore::replay() {
     resources.overlay.take_regardless(charged_bytes);
     promised_units = needed_units(overlay.reference_blocks());
     resources.space.promise_regardless(promised_units);
-    if (overlay.reference_blocks() == 0) {
+    if (!found_reference) {
         settle_open_segments();
     } else {
         adopt_open_segments();
@@ -179,6 +179,7 @@ Task<Result<void>> VolumeCore::replay_write_ref(Record record) {
         co_return fail(Code::corrupt, "volume {} LSN {}: a reference without a place", params.id,
                        record.lsn);
     }
+    found_reference = true;
     const replica::LogTail& tail = log->tail();
     if (std::ranges::binary_search(tail.voided, record.lsn)) co_return Result<void>{};
     if (record.lsn > tail.settled_lsn) {
@@ -276,8 +277,8 @@ Task<Result<void>> VolumeCore::replay_relocate(Lsn lsn, const format::RelocateBo
     co_return co_await apply_change(lsn, {}, {}, relocations);
 }
 
-// Segments of earlier epochs that were never sealed: once nothing undrained refers to them they
-// hold nothing, and so are dead.
+// Segments of earlier epochs that were never sealed: once no undrained record refers to them, not
+// even one that later records made needless, they hold nothing, and so are dead.
 void VolumeCore::settle_open_segments() {
     SegmentTable& table = map->segments();
     for (uint32_t index : unsealed_at_open) {
