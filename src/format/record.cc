@@ -444,7 +444,8 @@ Result<void> validate(const Record& record) {
 }
 
 void encode_record(const Record& record, MutableBytes out) {
-    CHECK(fault_of(record) == nullptr, "{}", fault_of(record));
+    CHECK(fault_of(record) == nullptr, "a {} record of volume {} at LSN {} has {} ({})",
+          name_of(record.type), record.volume, record.lsn, fault_of(record), record.settled_lsn);
     CHECK(out.size() == encoded_bytes(record));
     Header header{};
     header.magic = kMagic;

@@ -618,6 +618,10 @@ Task<Result<void>> LocalJournal::rewrite_states(VolumeState& state, const IsLost
         Record record = state_record(state, old.type, {});
         record.epoch = old.epoch;
         record.lsn = old.lsn;
+        // It is as old as it was: it cannot speak of what came later.
+        if (format::has_lsn(old.type)) {
+            record.settled_lsn = std::min(record.settled_lsn, old.lsn);
+        }
         if (old.type == RecordType::fence) {
             record.body = format::FenceBody{state.token, state.recorded_token};
         } else if (old.type == RecordType::root) {

@@ -505,6 +505,10 @@ TEST_F(JournalTest, FencesAndRootsThatWentBadAreWrittenAnew) {
     uint64_t fence = node.device->ring().newest_sequence();
     put(*slow, root_of(Lsn(0), Lsn(0)));
     uint64_t root = node.device->ring().newest_sequence();
+    // What later records know must not get into those that are written anew under an old LSN.
+    Record later = write_of(7, 700);
+    later.settled_lsn = Lsn(2);
+    put(*slow, std::move(later));
     slow.reset();
     auto& ring = node.device->ring();
     for (uint64_t sequence : {fence, root})
@@ -519,6 +523,7 @@ TEST_F(JournalTest, FencesAndRootsThatWentBadAreWrittenAnew) {
     EXPECT_EQ(slow->tail().outcome, LogOutcome::complete) << slow->tail().reason;
     ASSERT_TRUE(slow->tail().root.has_value());
     EXPECT_EQ(slow->tail().root->size_blocks, 9u);
+    EXPECT_EQ(slow->tail().settled_lsn, Lsn(2));
     EXPECT_EQ(slow->tail().fence_before, Epoch(1));
 }
 
