@@ -39,10 +39,20 @@ std::optional<CleanChoice> take_class(std::span<const Scored> scored, uint8_t li
 }  // namespace
 
 double live_share_max(double fullness) {
-    // 25 % at 60 % full, 80 % at 90 % full, 97 % when nothing is left.
-    if (fullness <= 0.6) return 0.25;
-    if (fullness <= 0.9) return 0.25 + (fullness - 0.6) / 0.3 * 0.55;
-    return std::min(0.97, 0.8 + (fullness - 0.9) * 1.7);
+    // What is left alone loses more of its blocks meanwhile: with room to spare only what is nearly
+    // dead is moved. The reserve begins at 95 %; shortly before that anything that gains goes.
+    struct Point {
+        double fullness, share;
+    };
+    constexpr Point kCurve[] = {{0.6, 0.25}, {0.85, 0.5}, {0.9, 0.6}, {0.94, 0.97}};
+    if (fullness <= kCurve[0].fullness) return kCurve[0].share;
+    for (size_t i = 1; i < std::size(kCurve); ++i) {
+        const Point &low = kCurve[i - 1], &high = kCurve[i];
+        if (fullness > high.fullness) continue;
+        double part = (fullness - low.fullness) / (high.fullness - low.fullness);
+        return low.share + part * (high.share - low.share);
+    }
+    return kCurve[std::size(kCurve) - 1].share;
 }
 
 std::optional<CleanChoice> choose_segments(std::span<const SegmentView> segments,

@@ -270,14 +270,16 @@ Task<void> Keeper::upkeep(EntryPtr entry) {
     }
 }
 
-// One cleaning step on the volume that gains most. False: nothing is worth it.
-Task<bool> Keeper::clean_some(double share_max) {
+// One cleaning step on the volume that gains most.
+Task<Keeper::Cleaning> Keeper::clean_some(double share_max) {
     EntryPtr best_entry;
     CleanChoice best;
     // The last units belong to checkpoints: without them nothing that dies is ever removed.
     uint64_t free = space_->free_units();
-    uint64_t kept = 4 + 2 * div_up(leaf_cache_->dirty_bytes(), kMiB);
-    if (free <= kept) co_return false;
+    uint64_t dirty_units = 2 * div_up(leaf_cache_->dirty_bytes(), kMiB);
+    uint64_t kept = 4 + dirty_units;
+    // A checkpoint lowers what is kept.
+    if (free <= kept) co_return dirty_units > 2 ? Cleaning::raced : Cleaning::nothing;
     std::vector<EntryPtr> entries = entries_now();
     for (const EntryPtr& entry : entries) {
         if (entry->volume->faulted().has_value()) continue;
@@ -288,17 +290,16 @@ Task<bool> Keeper::clean_some(double share_max) {
             best_entry = entry;
         }
     }
-    if (!best_entry) co_return false;
+    if (!best_entry) co_return Cleaning::nothing;
     Busy busy(*this, best_entry);
     std::vector<uint32_t> indexes = std::move(best.segments);
     auto moved = co_await best_entry->volume->relocate(std::move(indexes), best.lifetime_class);
     ++stats_.cleanings;
     if (!moved) {
         // A drain was quicker to take the units: the next round chooses by what is left.
-        if (moved.error().code() != Code::no_space) {
-            note("cleaning", *best_entry->volume, moved.error());
-        }
-        co_return false;
+        bool is_race = moved.error().code() == Code::no_space;
+        if (!is_race) note("cleaning", *best_entry->volume, moved.error());
+        co_return is_race ? Cleaning::raced : Cleaning::nothing;
     }
     // Removal waits for a root that covers the seals of what died; with little left it is due now.
     if (space_->free_units() < 2 * space_->reserve_units() || room_waiting_ != 0) {
@@ -306,10 +307,11 @@ Task<bool> Keeper::clean_some(double share_max) {
     } else {
         co_await release_dead(best_entry);
     }
-    co_return true;
+    co_return Cleaning::moved;
 }
 
-// Somebody waits for space: everything that may gain units, in the order of its cost.
+// Somebody waits for space: everything that may gain units, in the order of its cost. The devices
+// are full only when nothing can be gained: that others took what was, is no reason to say so.
 Task<void> Keeper::room_round() {
     uint64_t before = space_->available_units();
     std::vector<EntryPtr> entries = entries_now();
@@ -322,10 +324,13 @@ Task<void> Keeper::room_round() {
         }
         if (entry->volume->pressure().replay_records != 0) co_await checkpoint_one(entry);
     }
+    bool is_worth_more = false;
     for (int i = 0; i < 8 && space_->available_units() <= before && !stopping_; ++i) {
-        if (!(co_await clean_some(0.97))) break;
+        Cleaning cleaning = co_await clean_some(0.97);
+        is_worth_more = cleaning != Cleaning::nothing;
+        if (cleaning != Cleaning::moved) break;
     }
-    room_gained_ = space_->available_units() > before;
+    room_gained_ = is_worth_more || space_->available_units() > before;
     ++room_rounds_;
     room_done_.wake_all();
 }
@@ -353,7 +358,8 @@ Task<void> Keeper::upkeep_loop() {
             if (!entry->closing) co_await upkeep(entry);
         } else if (clean_wanted_ && is_short_of_space()) {
             Time start = env_.clock.now();
-            clean_wanted_ = co_await clean_some(live_share_max(fullness()));
+            Cleaning cleaning = co_await clean_some(live_share_max(fullness()));
+            clean_wanted_ = cleaning == Cleaning::moved;
             Duration took = env_.clock.now() - start;
             // The fuller, the less it rests; foreground I/O has the device meanwhile.
             if (fullness() < 0.8 && !stopping_) co_await env_.clock.sleep_for(took * 2);

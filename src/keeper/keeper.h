@@ -105,7 +105,12 @@ class Keeper final : public volume::Background {
     runtime::Task<void> tick_loop();
     runtime::Task<void> tend(EntryPtr entry);
     runtime::Task<void> upkeep(EntryPtr entry);
-    runtime::Task<bool> clean_some(double share_max);
+    enum class Cleaning : uint8_t {
+        moved,    // units were gained, or will be once removed
+        raced,    // others took the units that it needed; worth another attempt
+        nothing,  // nothing can be gained
+    };
+    runtime::Task<Cleaning> clean_some(double share_max);
     runtime::Task<void> room_round();
     runtime::Task<void> release_dead(EntryPtr entry);
     runtime::Task<void> drain_one(EntryPtr entry);

@@ -240,8 +240,12 @@ struct VolumeCore {
     // ---- upkeep.cc ----
     Task<Result<void>> checkpoint();
     Task<Result<void>> checkpoint_locked();
-    // Free units that only a checkpoint may take: without it nothing that died is ever removed.
-    uint64_t checkpoint_units() const { return 3 + 2 * div_up(map->dirty_bytes(), kMiB); }
+    // Free units that only checkpoints, of any volume, may take: without them nothing that died is
+    // ever removed. `leaves` more will have changed by then. Look right before a segment is
+    // created: what was free before a suspension may not be any more.
+    uint64_t checkpoint_units(uint64_t leaves) const;
+    // Distinct leaves that a change of these blocks touches.
+    static uint64_t leaf_count(std::span<const SegmentBlock> ascending);
     Task<Result<void>> remove_dead();
     Task<Result<void>> remove_dead_locked();
     Task<Result<void>> relocate(std::vector<uint32_t> indexes, uint8_t lifetime_class);

@@ -120,14 +120,14 @@ Task<Result<Drain::Output>> Drain::write_some(size_t first, size_t& taken) {
         co_return fail(Code::no_space, "volume {} cannot be drained: as a test wishes",
                        core_.params.id);
     }
-    if (!core_.segments.has_room(run.bytes, media::Purpose::user) &&
-        core_.resources.space.free_units() < run.bytes / kMiB + core_.checkpoint_units()) {
+    auto blocks = co_await load(first, run.blocks);
+    if (!blocks) co_return fail(std::move(blocks).error());
+    if (core_.resources.space.free_units() <
+        run.bytes / kMiB + core_.checkpoint_units(VolumeCore::leaf_count(*blocks))) {
         co_return fail(Code::no_space,
                        "volume {} cannot be drained: what is left is kept for the cleaner",
                        core_.params.id);
     }
-    auto blocks = co_await load(first, run.blocks);
-    if (!blocks) co_return fail(std::move(blocks).error());
     // The space was promised when the writes were accepted; the reserve covers what fragmentation
     // took of it.
     media::Purpose purpose = core_.segments.has_room(run.bytes, media::Purpose::user)

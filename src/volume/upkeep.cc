@@ -12,8 +12,11 @@ using format::SegmentKind;
 namespace {
 
 constexpr size_t kDeleteBatch = 4096;
-// Blocks of one scrub or relocation read.
-constexpr uint32_t kReadBlocks = 64;
+// Bytes of one read of a relocation, the dead ones in it that are cheaper read than left out, and
+// how many reads are in flight.
+constexpr uint64_t kStretchBytes = 256 * kKiB;
+constexpr uint64_t kGapBytes = 64 * kKiB;
+constexpr size_t kLoadersMax = 8;
 
 format::RootBody root_body_of(const RootRef& ref, Lsn drained_lsn, Lsn meta_lsn,
                               uint64_t size_blocks) {
@@ -33,6 +36,22 @@ format::RootBody root_body_of(const RootRef& ref, Lsn drained_lsn, Lsn meta_lsn,
 }  // namespace
 
 // ---- checkpoint ----
+
+uint64_t VolumeCore::checkpoint_units(uint64_t leaves) const {
+    uint64_t leaf_bytes = uint64_t{limits::kLeafBlocks} * sizeof(MapEntry);
+    return 3 + 2 * div_up(resources.leaf_cache.dirty_bytes(), kMiB) +
+           div_up(leaves * leaf_bytes, kMiB);
+}
+
+uint64_t VolumeCore::leaf_count(std::span<const SegmentBlock> ascending) {
+    uint64_t count = 0;
+    for (size_t i = 0; i < ascending.size(); ++i) {
+        bool is_same = i != 0 && ascending[i].lba.value / limits::kLeafBlocks ==
+                                     ascending[i - 1].lba.value / limits::kLeafBlocks;
+        count += is_same ? 0 : 1;
+    }
+    return count;
+}
 
 Task<Result<void>> VolumeCore::checkpoint() {
     auto guard = co_await upkeep.lock();
@@ -141,15 +160,26 @@ class Mover {
         WrittenSegment segment;
         uint32_t index = 0;
     };
+    // Living blocks of one segment with few dead ones between: read at once.
+    struct Stretch {
+        SegmentHandle handle;
+        std::vector<SegmentBlock> live;  // ascending by place
+    };
     Task<Result<void>> collect(uint32_t index);
-    Task<Result<void>> load(uint32_t index, const SegmentHandle& handle,
-                            std::vector<SegmentBlock> live);
+    void cut(const SegmentHandle& handle, std::vector<SegmentBlock> live);
+    Task<void> load();
+    Task<void> load_some();
+    Task<void> load_stretch(Stretch& stretch);
     Task<Result<void>> write();
     Task<Result<void>> publish();
     Task<void> undo();
 
     VolumeCore& core_;
     const uint8_t lifetime_class_;
+    std::vector<Stretch> stretches_;
+    size_t next_stretch_ = 0;
+    size_t loaders_ = 0;
+    runtime::WaitList loaded_;
     std::vector<SegmentBlock> blocks_;
     std::vector<Output> outputs_;
     std::vector<Relocation> relocations_;
@@ -178,44 +208,67 @@ Task<Result<void>> Mover::collect(uint32_t index) {
         if (now.place != here.place) continue;
         live.push_back({item.lba, item.lsn, {}, here.crc, here.place});
     }
-    co_return co_await load(index, handle, std::move(live));
-}
-
-Task<Result<void>> Mover::load(uint32_t index, const SegmentHandle& handle,
-                               std::vector<SegmentBlock> live) {
-    for (size_t first = 0; first < live.size();) {
-        size_t end = first + 1;
-        while (end < live.size() && end - first < kReadBlocks &&
-               live[end].old_place.offset_bytes() ==
-                   live[end - 1].old_place.offset_bytes() + kBlockBytes) {
-            ++end;
-        }
-        Buffer data = Buffer::allocate((end - first) * kBlockBytes);
-        auto read =
-            co_await handle.store->read(handle.pin, live[first].old_place.offset_bytes(), data);
-        if (!read) co_return read;
-        for (size_t i = first; i < end; ++i) {
-            live[i].data = data.slice((i - first) * kBlockBytes, kBlockBytes);
-            if (crc32c(live[i].data.bytes()) == live[i].crc) {
-                blocks_.push_back(std::move(live[i]));
-            } else {
-                damage_ = core_.corrupt_block(handle, live[i].old_place, live[i].lba);
-            }
-        }
-        first = end;
-    }
-    (void)index;
+    cut(handle, std::move(live));
     co_return Result<void>{};
 }
 
-Task<Result<void>> Mover::write() {
-    if (core_.resources.space.free_units() <
-        units_for_blocks(blocks_.size()) + core_.checkpoint_units()) {
-        co_return fail(Code::no_space,
-                       "volume {} cannot be cleaned now: what is left is kept for checkpoints",
-                       core_.params.id);
+void Mover::cut(const SegmentHandle& handle, std::vector<SegmentBlock> live) {
+    auto offset = [](const SegmentBlock& block) { return block.old_place.offset_bytes(); };
+    std::ranges::sort(live, {}, offset);
+    for (size_t first = 0; first < live.size();) {
+        size_t end = first + 1;
+        while (end < live.size() && offset(live[end]) - offset(live[first]) < kStretchBytes &&
+               offset(live[end]) - offset(live[end - 1]) <= kGapBytes) {
+            ++end;
+        }
+        auto begin = live.begin();
+        stretches_.push_back(
+            {handle, std::vector(begin + ptrdiff_t(first), begin + ptrdiff_t(end))});
+        first = end;
     }
+}
+
+Task<void> Mover::load_stretch(Stretch& stretch) {
+    uint64_t begin = stretch.live.front().old_place.offset_bytes();
+    uint64_t end = stretch.live.back().old_place.offset_bytes() + kBlockBytes;
+    media::SegmentStore& store = *stretch.handle.store;
+    Buffer data = Buffer::allocate(end - begin);
+    auto whole = co_await store.read(stretch.handle.pin, begin, data);
+    for (SegmentBlock& block : stretch.live) {
+        uint64_t at = block.old_place.offset_bytes();
+        block.data = data.slice(at - begin, kBlockBytes);
+        if (!whole) {
+            auto alone = co_await store.read(stretch.handle.pin, at, block.data);
+            if (!alone) damage_ = std::move(alone).error();
+            if (!alone) continue;
+        }
+        if (crc32c(block.data.bytes()) == block.crc) {
+            blocks_.push_back(std::move(block));
+        } else {
+            damage_ = core_.corrupt_block(stretch.handle, block.old_place, block.lba);
+        }
+    }
+}
+
+Task<void> Mover::load_some() {
+    while (next_stretch_ < stretches_.size())
+        co_await load_stretch(stretches_[next_stretch_++]);
+    if (--loaders_ == 0) loaded_.wake_all();
+}
+
+// A segment that is half dead is read in hundreds of pieces: several at a time.
+Task<void> Mover::load() {
+    loaders_ = std::min(kLoadersMax, stretches_.size());
+    for (size_t i = loaders_; i > 0; --i)
+        runtime::spawn(core_.resources.env.executor, load_some());
+    while (loaders_ != 0)
+        co_await loaded_.wait();
+    stretches_.clear();
+}
+
+Task<Result<void>> Mover::write() {
     std::ranges::sort(blocks_, {}, &SegmentBlock::lba);
+    uint64_t leaves = VolumeCore::leaf_count(blocks_);
     for (size_t first = 0; first < blocks_.size();) {
         RunChoice run = choose_run(blocks_.size() - first, limits::kSegmentBytesMax);
         while (run.bytes > limits::kSegmentBytesMin &&
@@ -223,6 +276,12 @@ Task<Result<void>> Mover::write() {
             uint64_t half = run.bytes / 2;
             run = choose_run(std::min<uint64_t>(run.blocks, format::segment_block_count_max(half)),
                              half);
+        }
+        if (core_.resources.space.free_units() <
+            units_for_blocks(blocks_.size() - first) + core_.checkpoint_units(leaves)) {
+            co_return fail(Code::no_space,
+                           "volume {} cannot be cleaned now: what is left is kept for checkpoints",
+                           core_.params.id);
         }
         std::span<const SegmentBlock> part(blocks_.data() + first, run.blocks);
         auto written =
@@ -284,6 +343,7 @@ Task<void> Mover::undo() {
 Task<Result<void>> Mover::run(std::vector<uint32_t> indexes) {
     for (uint32_t index : indexes)
         CO_TRY(co_await collect(index));
+    co_await load();
     if (!blocks_.empty()) {
         Result<void> outcome = co_await write();
         if (!outcome) {
