@@ -325,15 +325,6 @@ TEST(LargeWrite, APowerCutInsideADrainOfAnAdoptedSegmentKeepsWhatTheJournalRefer
     }
 }
 
-class NoWork final : public Background {
-  public:
-    void opened(Volume&) override {}
-    Task<void> closing(Volume&) override { co_return; }
-    void wants(Volume&) override {}
-    Task<bool> make_room() override { co_return false; }
-    Task<void> stop() override { co_return; }
-};
-
 // A record that refers to a segment is taken at its word until a seal covers it, whatever later
 // records did to the blocks: so the segment may not go before that.
 TEST(LargeWrite, ASegmentStaysUntilASealCoversItsRecordsThoughNobodyReadsItAnyMore) {

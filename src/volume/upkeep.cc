@@ -193,6 +193,8 @@ Task<Result<void>> Mover::collect(uint32_t index) {
         entry->live_count == 0 || entry->kind == static_cast<uint8_t>(SegmentKind::map)) {
         co_return Result<void>{};
     }
+    // Of a drain that is going into the map at this moment: it only looks half dead.
+    if (entry->sealed_lsn > core_.meta_lsn) co_return Result<void>{};
     SegmentHandle handle = *found;
     auto sealed = co_await read_index(handle);
     if (!sealed) co_return fail(std::move(sealed).error());
@@ -267,7 +269,13 @@ Task<void> Mover::load() {
 }
 
 Task<Result<void>> Mover::write() {
-    std::ranges::sort(blocks_, {}, &SegmentBlock::lba);
+    // A drain may have replaced a block between two looks at the map: then only its newer version,
+    // out of the drain's segment, is still alive.
+    std::ranges::sort(blocks_, [](const SegmentBlock& a, const SegmentBlock& b) {
+        return a.lba != b.lba ? a.lba < b.lba : b.lsn < a.lsn;
+    });
+    auto older = std::ranges::unique(blocks_, {}, &SegmentBlock::lba);
+    blocks_.erase(older.begin(), older.end());
     uint64_t leaves = VolumeCore::leaf_count(blocks_);
     for (size_t first = 0; first < blocks_.size();) {
         RunChoice run = choose_run(blocks_.size() - first, limits::kSegmentBytesMax);

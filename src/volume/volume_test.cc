@@ -120,6 +120,59 @@ Task<void> check_into(Rig& rig, uint64_t offset, uint64_t bytes, std::optional<s
     *out = co_await rig.check(offset, bytes);
 }
 
+Task<void> drain_into(Rig& rig, std::optional<Result<void>>* out) {
+    *out = co_await rig.volume->drain();
+}
+
+// While the seal of a drain goes into the map step by step, its segment looks half dead, and what it
+// replaces half alive.
+TEST(Volume, ARelocationBesideADrainTakesEachBlockOnce) {
+    RigOptions options;
+    options.disk_bytes = 192 * kMiB;
+    options.overlay_bytes = 64 * kMiB;
+    NoWork background;
+    Rig rig(7, options);
+    rig.background = &background;
+    rig.make();
+    std::vector<uint32_t> indexes;
+    std::optional<Result<void>> drained;
+    for (int round = 0; round < 2; ++round) {
+        for (uint64_t at = 0; at < options.volume_bytes; at += kMiB)
+            ASSERT_OK(rig.world.run(rig.write(at, kMiB)));
+        if (round == 0) ASSERT_OK(rig.world.run(rig.volume->drain()));
+        if (round == 0) {
+            for (const SegmentView& segment : rig.volume->segments())
+                indexes.push_back(segment.index);
+        }
+    }
+    // The map's pages are read in between, so that both get on.
+    ASSERT_OK(rig.world.run(rig.volume->checkpoint()));
+    rig.cache->drop_clean();
+    runtime::spawn(rig.world.env().executor, drain_into(rig, &drained));
+    auto half_applied = [&rig] {
+        for (const SegmentView& segment : rig.volume->segments()) {
+            bool is_half = segment.live_count != 0 && segment.live_count != segment.block_count;
+            if (is_half) return true;
+        }
+        return false;
+    };
+    while (!half_applied() && !drained)
+        ASSERT_TRUE(rig.world.step());
+    ASSERT_FALSE(drained.has_value());
+    for (const SegmentView& segment : rig.volume->segments()) {
+        if (std::ranges::find(indexes, segment.index) == indexes.end())
+            indexes.push_back(segment.index);
+    }
+    ASSERT_OK(rig.world.run(rig.volume->relocate(indexes, 2)));
+    ASSERT_TRUE(drained.has_value());
+    ASSERT_OK(*drained);
+    rig.expect_all();
+    ASSERT_OK(rig.world.run(rig.volume->checkpoint()));
+    rig.crash();
+    rig.recover();
+    rig.expect_all();
+}
+
 TEST(Volume, AReadAcrossLeavesSeesOneMomentOfTheMap) {
     Rig rig(6);
     rig.make();

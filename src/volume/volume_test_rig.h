@@ -9,6 +9,7 @@
 #include "media/device.h"
 #include "replica/local_journal.h"
 #include "sim/world.h"
+#include "volume/background.h"
 #include "volume/leaf_cache.h"
 #include "volume/volume.h"
 
@@ -84,6 +85,16 @@ class SectorModel {
     }
     std::vector<std::vector<uint64_t>> possible_;
     uint64_t version_ = 0;
+};
+
+// Lets a test decide alone when a volume drains.
+class NoWork final : public Background {
+  public:
+    void opened(Volume&) override {}
+    Task<void> closing(Volume&) override { co_return; }
+    void wants(Volume&) override {}
+    Task<bool> make_room() override { co_return false; }
+    Task<void> stop() override { co_return; }
 };
 
 class Rig {
