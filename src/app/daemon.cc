@@ -3,16 +3,17 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <csignal>
-#include <dirent.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "api/door.h"
+#include "app/lost_store.h"
 #include "app/notify.h"
 #include "attach/fuse_attachments.h"
 #include "base/log.h"
+#include "control/backup.h"
 #include "control/embedded_store.h"
 #include "docker/door.h"
 #include "fabric/local_node.h"
@@ -53,18 +54,6 @@ Result<void> make_directory(const std::string& path) {
         if (at != std::string::npos) ++at;
     }
     return {};
-}
-
-bool is_empty_directory(const std::string& path) {
-    DIR* directory = opendir(path.c_str());
-    if (directory == nullptr) return false;
-    bool empty = true;
-    while (dirent* entry = readdir(directory)) {
-        std::string_view name = entry->d_name;
-        if (name != "." && name != "..") empty = false;
-    }
-    closedir(directory);
-    return empty;
 }
 
 std::string host_name() {
@@ -110,6 +99,7 @@ struct StorageSide {
     std::unique_ptr<runtime::Core> core;
     runtime::System system;
     std::unique_ptr<control::EmbeddedStore> store;
+    std::unique_ptr<control::Backup> backup;
     std::unique_ptr<attach::FuseAttachments> attachments;
     std::unique_ptr<fabric::LocalNode> node;
     // Its budgets are the node's.
@@ -134,21 +124,21 @@ struct DoorSide {
 Daemon::Daemon(Config config) : config_(std::move(config)) {}
 Daemon::~Daemon() = default;
 
+std::string Daemon::store_path() const {
+    return config_.state_dir + "/control.db";
+}
+
+bool Daemon::has_store() const {
+    struct stat info{};
+    return stat(store_path().c_str(), &info) == 0 && info.st_size > 0;
+}
+
 Result<void> Daemon::prepare_process() {
     pin_process();
     if (config_.node_name.empty()) config_.node_name = host_name();
-    bool is_new = access(config_.state_dir.c_str(), F_OK) != 0;
     TRY(make_directory(config_.state_dir));
+    if (!has_store()) TRY(check_empty_state(config_));
     TRY(make_directory(config_.run_dir));
-    std::string database = config_.state_dir + "/control.db";
-    // A control store that was lost must not turn into an empty cluster.
-    if (access(database.c_str(), F_OK) != 0 && !is_new && !is_empty_directory(config_.state_dir)) {
-        return fail(Code::not_found,
-                    "{} is missing, but {} is not empty: this node had a cluster. Bring the file "
-                    "back from a backup, or empty the directory to begin anew (its volumes are "
-                    "lost then)",
-                    database, config_.state_dir);
-    }
     return {};
 }
 
@@ -190,10 +180,14 @@ runtime::Task<void> Daemon::serve() {
 
 runtime::Task<Result<void>> Daemon::start_storage() {
     StorageSide& side = *storage_;
+    runtime::Env env = side.system.env();
+    if (!has_store()) CO_TRY(co_await check_unused_devices(config_, env));
     control::EmbeddedStore::Options store_options;
-    store_options.path = config_.state_dir + "/control.db";
+    store_options.path = store_path();
     store_options.if_missing = control::EmbeddedStore::IfMissing::create;
     CO_TRY_ASSIGN(side.store, co_await control::EmbeddedStore::open(std::move(store_options)));
+    side.backup =
+        std::make_unique<control::Backup>(env.executor, env.clock, *side.store, config_.state_dir);
 
     fabric::LocalNodeOptions node_options;
     node_options.name = config_.node_name;
@@ -216,6 +210,13 @@ runtime::Task<Result<void>> Daemon::start_storage() {
     if (!ready) co_return fail(std::move(ready).error().within("volumes cannot be attached"));
     side.node->set_attachments(side.attachments.get());
     CO_TRY(co_await side.node->start());
+    side.backup->start();
+    CO_TRY(co_await add_devices());
+    co_return Result<void>();
+}
+
+runtime::Task<Result<void>> Daemon::add_devices() {
+    StorageSide& side = *storage_;
     for (const DeviceConfig& device : config_.devices) {
         CO_TRY_ASSIGN(fabric::NodeStatus status, co_await side.node->status());
         bool known = std::any_of(
@@ -269,6 +270,7 @@ runtime::Task<void> stop_storage(StorageSide& side) {
     if (side.node != nullptr) co_await side.node->stop();
     if (side.keeper != nullptr) co_await side.keeper->stop();
     if (side.attachments != nullptr) co_await side.attachments->pause_all();
+    if (side.backup != nullptr) co_await side.backup->stop();
     if (side.store != nullptr) {
         Result<void> stopped = co_await side.store->stop();
         if (!stopped) LOG_WARN("control store why=\"{}\"", stopped.error().text());
@@ -280,6 +282,7 @@ runtime::Task<void> take_storage_apart(StorageSide& side) {
     side.keeper.reset();
     side.node.reset();
     side.attachments.reset();
+    side.backup.reset();
     side.store.reset();
     co_return;
 }

@@ -29,9 +29,13 @@ class Daemon {
     Result<void> run();
 
   private:
+    std::string store_path() const;
+    // False also for a file that a first start, cut short, left empty.
+    bool has_store() const;
     Result<void> prepare_process();
     runtime::Task<void> serve();
     runtime::Task<Result<void>> start_storage();
+    runtime::Task<Result<void>> add_devices();
     runtime::Task<Result<void>> start_doors();
     runtime::Task<void> stop_all();
     runtime::Task<void> wait_for_signal();

@@ -236,10 +236,11 @@ Result<void> EmbeddedDatabase::check_contents() {
         if ((code & 0xff) == SQLITE_IOERR) return failed(code, "read");
     }
     if (verdict != "ok") {
-        return fail(Code::corrupt,
-                    "the control store {} is damaged ({}); nothing was changed. Keep a copy of it "
-                    "and of {}-wal, and restore both from a backup; volumes' data are not touched",
-                    path_, verdict, path_);
+        return fail(
+            Code::corrupt,
+            "the control store {} is damaged ({}); nothing was changed. Keep a copy of it "
+            "and of {}-wal, and restore the store from a backup; volumes' data are not touched",
+            path_, verdict, path_);
     }
     TRY_ASSIGN(int64_t revision, query_integer("SELECT revision FROM store WHERE id = 1"));
     revision_ = Revision(static_cast<uint64_t>(revision));
@@ -502,7 +503,8 @@ std::unexpected<Error> EmbeddedDatabase::failed(int code, const char* doing) {
             failure_.emplace(
                 Code::corrupt,
                 fmt::format("the control store {} is damaged ({}). Keep a copy of it and of "
-                            "{}-wal, and restore both from a backup; volumes' data are not touched",
+                            "{}-wal, and restore the store from a backup; volumes' data are "
+                            "not touched",
                             path_, why, path_));
             return fail(*failure_);
         default:

@@ -28,6 +28,8 @@ class EmbeddedDatabase {
     Result<Page> list(const ListRequest& request);
     // Returns what changed, all of one new revision; empty when nothing had to.
     Result<std::vector<Event>> apply(const Transaction& transaction);
+    // EmbeddedStore::copy_to; in embedded_copy.cc.
+    Result<void> copy_to(const std::string& path);
 
   private:
     class Statement;
@@ -53,6 +55,7 @@ class EmbeddedDatabase {
     Result<void> change_one(const Operation& operation, Revision revision,
                             std::vector<Event>& events);
     Result<void> commit(Revision revision);
+    Result<void> write_copy(const std::string& path);
     void roll_back();
     void checkpoint_when_due();
 

@@ -151,6 +151,14 @@ Task<Result<std::unique_ptr<Watch>>> EmbeddedStore::watch(std::string prefix, Re
     co_return std::make_unique<ThreadWatch>(thread_, std::move(cursor));
 }
 
+Task<Result<void>> EmbeddedStore::copy_to(std::string path) {
+    auto work = [path = std::move(path)](Thread& own) -> Result<void> {
+        TRY(own.usable());
+        return own.database->copy_to(path);
+    };
+    co_return co_await thread_->call(std::move(work));
+}
+
 Task<Result<void>> EmbeddedStore::stop() {
     auto work = [](Thread& own) -> Result<void> {
         own.history->interrupt(Error(Code::stopping, "the control store is stopping"));

@@ -40,6 +40,12 @@ class EmbeddedStore final : public Store {
     Task<Result<Page>> list(ListRequest request) override;
     Task<Result<Revision>> compare_and_set(Transaction transaction) override;
     Task<Result<std::unique_ptr<Watch>>> watch(std::string prefix, Revision from) override;
+    // Makes `path` a copy of the whole store as it is now: written beside it, synced, renamed. A
+    // file there that knows more than this store (a higher revision, another cluster) is no older
+    // copy of it and is renamed to `path`.newer first. A copy is opened like the store itself.
+    // Errors: no_space, permission_denied, not_found (no such folder), io_error: `path` is as
+    // before.
+    Task<Result<void>> copy_to(std::string path);
     // Writes the WAL back and releases the file.
     Task<Result<void>> stop() override;
 

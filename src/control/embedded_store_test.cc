@@ -227,5 +227,94 @@ TEST_F(EmbeddedStoreTest, AnswersBusyWhenTheMailboxIsFull) {
     EXPECT_EQ(value("k"), "v");
 }
 
+// ---- copies ----
+
+class CopyTest : public EmbeddedStoreTest {
+  public:
+    CopyTest() : copy(folder + "/copy.db") {
+        CHECK(open(IfMissing::create).has_value());
+        CHECK(set({create("cluster", "one"), create("a", "1")}).has_value());
+    }
+    Result<void> copy_to(const std::string& to) { return run_task(context, store->copy_to(to)); }
+    // The value of `key` in the copy, opened like a store.
+    std::string in_copy(const std::string& from, std::string key) {
+        close();
+        std::string own = std::exchange(path, folder + "/opened.db");
+        std::filesystem::copy_file(from, path, std::filesystem::copy_options::overwrite_existing);
+        Result<void> opened = open();
+        EXPECT_TRUE(opened) << opened.error().text();
+        std::string found = value(std::move(key));
+        close();
+        path = own;
+        EXPECT_TRUE(open());
+        return found;
+    }
+    std::string copy;
+};
+
+TEST_F(CopyTest, IsAWholeStoreAndRootsAlone) {
+    fill(300);
+    ASSERT_TRUE(copy_to(copy));
+    EXPECT_EQ(std::filesystem::status(copy).permissions(), std::filesystem::perms(0600));
+    ASSERT_TRUE(set({create("b", "2")}));
+    EXPECT_EQ(in_copy(copy, "a"), "1");
+    EXPECT_EQ(in_copy(copy, "b"), "absent");
+    ASSERT_TRUE(copy_to(copy));
+    EXPECT_EQ(in_copy(copy, "b"), "2");
+    EXPECT_FALSE(std::filesystem::exists(copy + ".new"));
+    EXPECT_FALSE(std::filesystem::exists(copy + ".newer"));
+}
+
+TEST_F(CopyTest, NothingIsWrittenWhenNothingChanged) {
+    ASSERT_TRUE(copy_to(copy));
+    auto time = std::filesystem::last_write_time(copy);
+    ASSERT_TRUE(copy_to(copy));
+    EXPECT_EQ(std::filesystem::last_write_time(copy), time);
+}
+
+TEST_F(CopyTest, ACopyThatKnowsMoreIsKept) {
+    std::string old = folder + "/old.db";
+    ASSERT_TRUE(copy_to(old));
+    ASSERT_TRUE(set({create("b", "2")}));
+    ASSERT_TRUE(copy_to(copy));
+    close();  // the store is lost, and an old copy of it is restored
+    std::filesystem::copy_file(old, path, std::filesystem::copy_options::overwrite_existing);
+    ASSERT_TRUE(open());
+    EXPECT_EQ(value("b"), "absent");
+    ASSERT_TRUE(copy_to(copy));
+    EXPECT_EQ(in_copy(copy, "b"), "absent");
+    EXPECT_EQ(in_copy(copy + ".newer", "b"), "2");
+}
+
+TEST_F(CopyTest, TheCopyOfAnotherClusterIsKept) {
+    ASSERT_TRUE(copy_to(copy));
+    close();
+    std::filesystem::remove(path);
+    ASSERT_TRUE(open(IfMissing::create));
+    for (const char* value : {"x", "y", "z"})
+        ASSERT_TRUE(set({put("a", std::nullopt, value)}));
+    ASSERT_TRUE(copy_to(copy));  // not a cluster yet: nothing to copy
+    ASSERT_TRUE(set({create("cluster", "two")}));
+    ASSERT_TRUE(copy_to(copy));
+    EXPECT_EQ(in_copy(copy, "a"), "z");
+    EXPECT_EQ(in_copy(copy + ".newer", "a"), "1");
+}
+
+TEST_F(CopyTest, AFailureLeavesStoreAndOldCopyAsTheyAre) {
+    ASSERT_TRUE(copy_to(copy));
+    ASSERT_TRUE(set({create("b", "2")}));
+    EXPECT_EQ(copy_to(folder + "/no/folder.db").error().code(), Code::not_found);
+    std::filesystem::create_directory(copy + ".new");
+    std::filesystem::create_directory(copy + ".new/in-the-way");
+    EXPECT_FALSE(copy_to(copy));
+    EXPECT_EQ(in_copy(copy, "b"), "absent");
+    EXPECT_EQ(value("b"), "2");
+    ASSERT_TRUE(set({create("c", "3")}));
+    std::ofstream(copy) << "no database";
+    std::filesystem::remove_all(copy + ".new");
+    ASSERT_TRUE(copy_to(copy)) << "what is no store may be replaced";
+    EXPECT_EQ(in_copy(copy, "c"), "3");
+}
+
 }  // namespace
 }  // namespace peplos::control

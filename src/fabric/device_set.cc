@@ -28,12 +28,13 @@ uint64_t default_ring_bytes(uint64_t device_bytes) {
     return std::clamp(sixteenth, limits::kRingBytesMin, limits::kRingBytesDefault);
 }
 
-// A killed daemon is gone from the process table before the kernel has given up its files: the last
-// of its I/O is still on its way. The lock says when that is over.
+// How long a killed daemon's last I/O may hold its files.
 constexpr Duration kLockPatience = std::chrono::seconds(15);
 constexpr Duration kLockPause = std::chrono::milliseconds(20);
 
-Task<Result<std::unique_ptr<runtime::Disk>>> open_disk(runtime::Env& env, std::string path) {
+}  // namespace
+
+Task<Result<std::unique_ptr<runtime::Disk>>> open_disk(runtime::Env env, std::string path) {
     Time end = env.clock.now() + kLockPatience;
     while (true) {
         auto disk = co_await env.disks.open(path, runtime::DiskOptions{});
@@ -42,8 +43,6 @@ Task<Result<std::unique_ptr<runtime::Disk>>> open_disk(runtime::Env& env, std::s
         co_await env.clock.sleep_for(kLockPause);
     }
 }
-
-}  // namespace
 
 DeviceSet::DeviceSet(runtime::Env env, Options options)
     : env_(env),

@@ -16,6 +16,12 @@ namespace peplos::fabric {
 
 using runtime::Task;
 
+// Opens what a daemon that was just killed may still hold: it is gone from the process table before
+// the kernel has given up its files, for the last of its I/O is still on its way. The lock says
+// when that is over; waited for up to 15 s. Errors: those of Disks::open, which creates nothing
+// here.
+Task<Result<std::unique_ptr<runtime::Disk>>> open_disk(runtime::Env env, std::string path);
+
 // The devices of this node, open and in service, and what the volumes on them share.
 //
 // A device that cannot be opened stays in the list with its problem: its volumes are unavailable,

@@ -28,7 +28,9 @@ Result<runtime::Gate::Pass> LocalNode::enter() {
 
 Result<LocalNode::EntryPtr> LocalNode::find(const std::string& name) const {
     auto found = names_.find(name);
-    if (found == names_.end()) return fail(Code::not_found, "no volume is called {:?}", name);
+    if (found == names_.end()) {
+        return fail(Code::not_found, "no volume is called {:?}; see: peplos volume ls", name);
+    }
     return found->second;
 }
 
@@ -204,12 +206,58 @@ Task<void> LocalNode::recover_tails() {
     }
 }
 
+namespace {
+
+// What a journal knows of the volume; nothing when it never held a log of it.
+std::optional<replica::RetainedVolume> known_of(const replica::Journal& journal, VolumeId id) {
+    for (const replica::RetainedVolume& retained : journal.volumes()) {
+        if (retained.volume == id && retained.token) return retained;
+    }
+    return std::nullopt;
+}
+
+}  // namespace
+
+// The device that holds the volume's log, or the one that will: a volume without a recorded home
+// may have got one after the backup was made from which the control store was restored.
+Result<DeviceSet::Member*> LocalNode::home_of(const Entry& entry) {
+    if (!entry.record().ensemble.empty()) {
+        return devices_.find(entry.record().ensemble.front().device);
+    }
+    for (const auto& member : devices_.members()) {
+        if (!member->is_usable()) continue;
+        if (member->journal->fence_of(entry.record().id) > entry.record().epoch) {
+            return member.get();
+        }
+    }
+    return devices_.choose_home();
+}
+
 // The first half of a takeover: the record says RECOVERING under a new epoch, which freezes the
 // ensemble. The new epoch is above the record's and above every fence the device has seen, because
 // a control store restored from a backup may have gone back.
+//
+// A claim is on record before its fence is on the device, so a fence above the record's epoch says
+// that the store did go back. There is one node and one copy: the log on the recorded incarnation
+// of the home device is then the volume's only one and has every acknowledged write, and its token,
+// newer than the recorded one, takes that one's place. It was formatted before it held anything.
 Task<Result<void>> LocalNode::claim(Entry& entry, DeviceSet::Member& home) {
-    Epoch seen = std::max(entry.record().epoch, home.journal->fence_of(entry.record().id));
     control::VolumeRecord record = entry.record();
+    Epoch seen = std::max(record.epoch, home.journal->fence_of(record.id));
+    std::optional<replica::RetainedVolume> known;
+    if (seen > record.epoch) known = known_of(*home.journal, record.id);
+    if (known) {
+        if (record.ensemble.empty()) {
+            record.ensemble = {control::EnsembleMember{node_.id, home.record.id,
+                                                       home.device->incarnation(), OpenToken(0)}};
+        }
+        LOG_WARN(
+            "the control store is older than the device, whose log is taken volume={} name={} "
+            "epoch={} fence={}",
+            record.id, record.name, record.epoch, known->fence);
+        record.ensemble.front().token = known->token;
+        if (known->last_lsn) record.format_state = control::FormatState::formatted;
+    }
     record.owner = node_.id;
     record.epoch = seen.next();
     record.state = control::OwnershipState::recovering;
@@ -248,19 +296,16 @@ Task<Result<void>> LocalNode::open_volume(Entry& entry) {
                        entry.record().name, entry.open->faulted()->message());
     }
     if (entry.open != nullptr) co_await drop_faulted(entry);
-    DeviceSet::Member* home = nullptr;
-    volume::VolumeParams params;
-    if (entry.record().ensemble.empty()) {
-        CO_TRY_ASSIGN(home, devices_.choose_home());
-    } else {
-        const control::EnsembleMember& member = entry.record().ensemble.front();
-        CO_TRY_ASSIGN(home, devices_.find(member.device));
-        params.recorded = replica::Membership{member.incarnation, member.token};
-    }
+    CO_TRY_ASSIGN(DeviceSet::Member * home, home_of(entry));
     Result<void> claimed = co_await claim(entry, *home);
     if (!claimed) {
         entry.problem = claimed.error().message();
         co_return fail(std::move(claimed).error());
+    }
+    volume::VolumeParams params;
+    if (!entry.record().ensemble.empty()) {
+        const control::EnsembleMember& member = entry.record().ensemble.front();
+        params.recorded = replica::Membership{member.incarnation, member.token};
     }
     params.id = entry.record().id;
     params.lineage = entry.record().lineage;

@@ -118,6 +118,7 @@ class LocalNode final : public Node {
     Task<void> resume_attached();
     Task<void> recover_tails();
     Task<Result<void>> open_volume(Entry& entry);
+    Result<DeviceSet::Member*> home_of(const Entry& entry);
     Task<Result<void>> claim(Entry& entry, DeviceSet::Member& home);
     Task<Result<void>> change_record(Entry& entry, control::VolumeRecord record);
     Task<Error> look_again(Entry& entry, Error why);

@@ -214,6 +214,116 @@ TEST_F(LocalNodeTest, BytesOutliveStopAndKill) {
     EXPECT_EQ(host->fake.formats, 0) << "a formatted volume is never formatted again";
 }
 
+// A store restored from a backup knows an old token and an old epoch, or not even a home. What was
+// written since is there all the same, and what was formatted since is never formatted again.
+class RestoredStoreTest : public LocalNodeTest {
+  protected:
+    std::vector<control::KeyValue> copy() {
+        return world.run(control::list_all(store, ""))->entries;
+    }
+    void restore(const std::vector<control::KeyValue>& backup) {
+        std::vector<control::KeyValue> now = copy();
+        control::Transaction change;
+        for (const control::KeyValue& entry : now) {
+            bool kept = std::ranges::any_of(
+                backup, [&entry](const auto& old) { return old.key == entry.key; });
+            if (!kept) change.push_back(control::remove(entry.key, std::nullopt));
+        }
+        for (const control::KeyValue& entry : backup)
+            change.push_back(control::put(entry.key, std::nullopt, entry.value));
+        ASSERT_TRUE(world.run(store.compare_and_set(std::move(change))));
+    }
+    void write(int value) {
+        Buffer bytes = Buffer::zeroed(kBlockBytes);
+        std::memset(bytes.data(), value, bytes.size());
+        ASSERT_TRUE(world.run(device_of("data").write(8 * kBlockBytes, std::move(bytes))));
+    }
+    int read() {
+        Buffer bytes = Buffer::zeroed(kBlockBytes);
+        EXPECT_TRUE(world.run(device_of("data").read(8 * kBlockBytes, bytes)));
+        return std::to_integer<int>(bytes.data()[kBlockBytes - 1]);
+    }
+    void expect_served(int value) {
+        boot();
+        Result<std::string> mounted = mount("data", "later");
+        ASSERT_TRUE(mounted) << mounted.error().text();
+        EXPECT_EQ(read(), value);
+        EXPECT_EQ(host->fake.formats, 0) << "what holds data is never formatted";
+    }
+};
+
+TEST_F(RestoredStoreTest, WhatWasWrittenSinceIsServed) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    write(1);
+    shut_down();
+    std::vector<control::KeyValue> backup = copy();
+    for (int value : {2, 3, 4}) {
+        boot();
+        ASSERT_TRUE(mount("data", "c2"));
+        write(value);
+        value == 3 ? kill() : shut_down();
+    }
+    restore(backup);
+    expect_served(4);
+}
+
+TEST_F(RestoredStoreTest, ABackupOfBeforeTheFirstMountFormatsNothing) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    std::vector<control::KeyValue> backup = copy();
+    ASSERT_TRUE(mount("data", "c1"));
+    write(7);
+    kill();
+    restore(backup);
+    expect_served(7);
+}
+
+TEST_F(RestoredStoreTest, APowerCutAtAnyStepOfTheFirstMountAfterwardsLosesNothing) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    shut_down();
+    std::vector<control::KeyValue> backup = copy();
+    boot();
+    ASSERT_TRUE(mount("data", "c2"));
+    write(9);
+    kill();
+    bool is_done = false;
+    for (uint64_t events = 0; !is_done; events += 11) {
+        restore(backup);
+        boot();
+        is_done = world.run_events(host->node.mount("data", "c3"), events).has_value();
+        world.crash();
+        host->fake.devices.clear();
+        host.reset();
+        expect_served(9);
+        shut_down();
+    }
+}
+
+TEST_F(RestoredStoreTest, AnOlderDeviceIsNotTaken) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    shut_down();
+    // Another token under the epoch that the device has seen: the device went back, not the store.
+    std::vector<control::KeyValue> records = copy();
+    for (control::KeyValue& entry : records) {
+        auto record = control::decode<control::VolumeRecord>(entry.value);
+        if (!entry.key.starts_with(control::kVolumePrefix)) continue;
+        ASSERT_TRUE(record);
+        record->ensemble.front().token = OpenToken(77);
+        entry.value = *control::encode(*record);
+    }
+    restore(records);
+    boot();
+    Result<std::string> mounted = mount("data", "c2");
+    ASSERT_FALSE(mounted);
+    EXPECT_NE(mounted.error().message().find("cannot prove"), std::string::npos);
+}
+
 TEST_F(LocalNodeTest, CopyWithTheContainersOwnIdLeavesItsMount) {
     boot_with_device();
     ASSERT_TRUE(create("data"));
@@ -480,6 +590,52 @@ TEST_F(LocalNodeTest, AFailedDeviceGivesErrorsAndTheVolumesCanBeRemoved) {
     EXPECT_TRUE(host->fake.devices.empty());
     EXPECT_FALSE(create("data"));
     shut_down();
+}
+
+// What goes bad on a device is counted and shown everywhere: nobody has to look into the log.
+TEST_F(LocalNodeTest, DeviceErrorsAreCountedAndTold) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    Buffer bytes = Buffer::zeroed(64 * kBlockBytes);
+    std::memset(bytes.data(), 0x5a, bytes.size());
+    ASSERT_TRUE(world.run(device_of("data").write(0, std::move(bytes))));
+    shut_down();  // drained: from now on reads go to the disk
+    boot();
+    ASSERT_TRUE(mount("data", "c1"));
+    auto counted = [this](const std::string& name) {
+        for (const Metric& metric : world.run(host->node.metrics()))
+            if (metric.name == name) return metric.value;
+        return -1.0;
+    };
+    EXPECT_EQ(world.run(host->node.status())->health.light, Light::green);
+    EXPECT_EQ(counted("peplos_device_read_errors_total"), 0);
+    EXPECT_EQ(counted("peplos_device_corruptions_total"), 0);
+    Buffer block = Buffer::zeroed(kBlockBytes);
+    world.disk("/disk0").add_fault({sim::DiskOperation::read, sim::DiskEffect::io_error});
+    EXPECT_FALSE(world.run(device_of("data").read(0, block)));
+    world.disk("/disk0").clear_faults();
+    EXPECT_GE(counted("peplos_device_read_errors_total"), 1);
+    world.disk("/disk0").add_fault({sim::DiskOperation::read, sim::DiskEffect::garbled});
+    EXPECT_FALSE(world.run(device_of("data").read(kBlockBytes, block)));
+    world.disk("/disk0").clear_faults();
+    EXPECT_GE(counted("peplos_device_corruptions_total"), 1);
+    EXPECT_EQ(counted("peplos_device_write_errors_total"), 0);
+    EXPECT_EQ(counted("peplos_device_up"), 1);
+    Result<NodeStatus> status = world.run(host->node.status());
+    ASSERT_TRUE(status);
+    const DeviceInfo& device = status->devices.front();
+    EXPECT_GE(device.read_errors, 1U);
+    EXPECT_GE(device.corruptions, 1U);
+    EXPECT_EQ(device.health.light, Light::yellow);
+    EXPECT_NE(device.health.reason.find("/disk0"), std::string::npos);
+    EXPECT_NE(status->health.light, Light::green);
+    EXPECT_FALSE(status->health.next.empty());
+    world.disk("/disk0").add_fault({sim::DiskOperation::write, sim::DiskEffect::io_error});
+    EXPECT_FALSE(world.run(device_of("data").write(0, Buffer::zeroed(kBlockBytes))));
+    EXPECT_EQ(counted("peplos_device_write_errors_total"), 1);
+    EXPECT_EQ(counted("peplos_device_up"), 0);
+    EXPECT_EQ(world.run(host->node.status())->health.light, Light::red);
 }
 
 // The kernel waits for a volume whose device did not come back: only a person may give it up.

@@ -153,7 +153,9 @@ Task<Result<void>> LocalNode::remove_volume(std::string name) {
 Task<Result<void>> LocalNode::remove_entry(EntryPtr entry) {
     auto guard = co_await entry->lock.lock();
     const std::string name = entry->record().name;
-    if (entry->gone) co_return fail(Code::not_found, "no volume is called {:?}", name);
+    if (entry->gone) {
+        co_return fail(Code::not_found, "no volume is called {:?}; see: peplos volume ls", name);
+    }
     if (!entry->mounts.holders.empty()) {
         std::string holders;
         for (const auto& [holder, count] : entry->mounts.holders) {

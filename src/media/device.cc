@@ -34,10 +34,18 @@ Task<Result<void>> refuse_used(runtime::Disk& disk) {
     Buffer probe = Buffer::allocate(kProbeBytes);
     CO_TRY(co_await disk.read(0, probe));
     if (is_zero(std::as_const(probe).bytes())) co_return Result<void>{};
-    bool is_ours = format::decode_superblock(std::as_const(probe).bytes()).has_value();
+    CO_TRY_ASSIGN(bool is_ours, co_await is_formatted(disk));
+    if (is_ours) {
+        co_return fail(Code::already_exists,
+                       "{} is a Peplos device already, of a node whose control store is not this "
+                       "one. What its volumes hold is intact; their names are in that control "
+                       "store: bring it back, or a backup of it",
+                       disk.name());
+    }
     co_return fail(Code::already_exists,
-                   "{} {}: to erase it, add the device with the option to overwrite", disk.name(),
-                   is_ours ? "is a Peplos device already" : "is not blank");
+                   "{} is not blank; it is left as it is. If nobody needs what is on it, zero its "
+                   "first 2 MiB",
+                   disk.name());
 }
 
 Task<Result<void>> write_superblocks(runtime::Disk& disk, const format::Superblock& superblock) {
@@ -51,6 +59,22 @@ Task<Result<void>> write_superblocks(runtime::Disk& disk, const format::Superblo
 }
 
 }  // namespace
+
+Task<Result<bool>> is_formatted(runtime::Disk& disk) {
+    Result<void> read;
+    for (uint64_t offset : format::kSuperblockOffsets) {
+        Buffer block = Buffer::allocate(format::kSuperblockBytes);
+        Result<void> one = co_await disk.read(offset, block);
+        if (!one) {
+            read = std::move(one);
+            continue;
+        }
+        auto superblock = format::decode_superblock(std::as_const(block).bytes());
+        if (superblock || superblock.error().code() != Code::not_found) co_return true;
+    }
+    if (!read) co_return fail(std::move(read).error());
+    co_return false;
+}
 
 Task<Result<void>> format_device(runtime::Disk& disk, FormatOptions options, runtime::Rng& rng) {
     CO_TRY_ASSIGN(format::Superblock superblock,

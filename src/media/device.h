@@ -27,6 +27,10 @@ struct FormatOptions {
 runtime::Task<Result<void>> format_device(runtime::Disk& disk, FormatOptions options,
                                           runtime::Rng& rng);
 
+// Whether `disk` was made a Peplos device, now or by a newer version, be it damaged: one of its
+// superblocks can be told. Changes nothing. Errors: io_error (neither can be read).
+runtime::Task<Result<bool>> is_formatted(runtime::Disk& disk);
+
 struct DeviceOptions {
     SegmentStoreOptions segments;
 };
