@@ -327,6 +327,10 @@ int listen_for_docker() {
 
 int main() {
     ::signal(SIGPIPE, SIG_IGN);
+    // The first process of its container gets no default action: without a handler dockerd would
+    // wait 10 s, then kill it. There is nothing to tidy up: the mounts are the host's.
+    for (int number : {SIGTERM, SIGINT})
+        ::signal(number, [](int) { ::_exit(0); });
     int listener = listen_for_docker();
     if (listener < 0) {
         std::fprintf(stderr, "peplos-plugin: cannot listen on %s: %s\n", kListenPath,

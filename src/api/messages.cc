@@ -27,6 +27,7 @@ Json attach_json(const fabric::AttachInfo& attach) {
         {"path", attach.path},
         {"fs_bytes", attach.fs_bytes},
         {"fs_used_bytes", attach.fs_used_bytes},
+        {"grows_at_mount", attach.grows_at_mount},
         {"problem", attach.problem},
     };
 }

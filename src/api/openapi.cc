@@ -8,7 +8,8 @@ namespace {
 constexpr std::string_view kSchemas = R"json({
 "Health": {"light": "string", "reason": "string", "next": "string"},
 "Attach": {"way": "string", "why": "string", "device": "string", "mount_root": "string",
-  "path": "string", "fs_bytes": "integer", "fs_used_bytes": "integer", "problem": "string"},
+  "path": "string", "fs_bytes": "integer", "fs_used_bytes": "integer",
+  "grows_at_mount": "boolean", "problem": "string"},
 "Volume": {"id": "string", "name": "string", "size_bytes": "integer", "used_bytes": "integer",
   "stored_bytes": "integer", "copies": "integer", "sector_bytes": "integer", "fs": "string",
   "mkfs_options": "string", "uid": "integer?", "gid": "integer?", "mode": "string?",

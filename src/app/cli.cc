@@ -25,6 +25,8 @@
 namespace peplos::app {
 namespace {
 
+constexpr const char* kDockerPlugins = "/run/docker/plugins";
+
 // Where dockerd listens: DOCKER_HOST when it names a Unix socket, as for the docker command.
 std::string docker_socket() {
     const char* host = std::getenv("DOCKER_HOST");
@@ -92,8 +94,11 @@ class Cli {
             out_ << "peplos " PEPLOS_VERSION "\n";
             return 0;
         } catch (const CLI::ParseError& error) {
-            err_ << "peplos: " << error.what() << "\nSee: peplos"
-                 << (deepest() == &app_ ? "" : " " + path_of(deepest())) << " --help\n";
+            std::string unknown = unknown_word();
+            err_ << "peplos: "
+                 << (unknown.empty() ? error.what() : "there is no command " + unknown)
+                 << "\nSee: peplos" << (deepest() == &app_ ? "" : " " + path_of(deepest()))
+                 << " --help\n";
             return 2;
         }
         if (words) return complete(std::move(*words));
@@ -117,6 +122,14 @@ class Cli {
         while (!app->get_subcommands().empty())
             app = app->get_subcommands().front();
         return app;
+    }
+    // The word in place of a command that does not exist; CLI11 says only that one is required.
+    std::string unknown_word() const {
+        const CLI::App* app = deepest();
+        std::vector<std::string> left = app_.remaining(true);
+        bool wants_command = app->get_require_subcommand_min() > 0 || app == &app_;
+        if (!wants_command || left.empty() || left.front().starts_with('-')) return {};
+        return (app == &app_ ? "" : path_of(app) + " ") + left.front();
     }
     static std::string path_of(const CLI::App* app) {
         const CLI::App* parent = app->get_parent();
@@ -426,6 +439,14 @@ DoctorWorld Cli::doctor_world() const {
     world.exists = [](const std::string& path) {
         std::error_code ignored;
         return std::filesystem::exists(path, ignored);
+    };
+    world.plugin_sockets = [] { return sockets_in(kDockerPlugins); };
+    world.is_dead = [](const std::string& path) { return is_dead_socket(path); };
+    world.remove_file = [](const std::string& path) -> Result<void> {
+        std::error_code error;
+        std::filesystem::remove(path, error);
+        if (error) return fail(Code::io_error, "cannot remove {}: {}", path, error.message());
+        return {};
     };
     utsname name{};
     if (::uname(&name) == 0) world.kernel_release = name.release;

@@ -180,19 +180,22 @@ void check_leftovers(const DoctorWorld& world, std::vector<Finding>& out) {
     }
 }
 
+// The volumes of one driver.
+std::string volumes_of(const std::string& driver) {
+    return "/volumes?filters=%7B%22driver%22%3A%5B%22" + driver + "%22%5D%7D";
+}
+
 // A volume that dockerd made with its own driver hides ours of the same name: containers would
 // write to a local folder and nobody would notice.
-void check_shadows(const Json& docker_volumes, const Json& volumes, const std::string& plugin,
-                   std::vector<Finding>& out) {
+void check_shadows(const DoctorWorld& world, const Json& volumes, std::vector<Finding>& out) {
+    auto local = world.docker("GET", volumes_of("local"));
+    if (!local) return;
     std::set<std::string> ours;
     for (const Json& volume : list_in(volumes, "volumes"))
         ours.insert(text_in(volume, "name"));
-    size_t seen = 0;
-    for (const Json& volume : list_in(docker_volumes, "Volumes")) {
+    for (const Json& volume : list_in(*local, "Volumes")) {
         std::string name = text_in(volume, "Name");
-        std::string driver = text_in(volume, "Driver");
-        if (driver == plugin || driver == plugin + ":latest") ++seen;
-        if (driver != "local" || !ours.contains(name)) continue;
+        if (text_in(volume, "Driver") != "local" || !ours.contains(name)) continue;
         out.push_back({.level = Level::error,
                        .check = "shadowed-volume",
                        .reason = fmt::format("Docker has a local volume named {0} as well: `-v "
@@ -200,19 +203,43 @@ void check_shadows(const Json& docker_volumes, const Json& volumes, const std::s
                                              name),
                        .next = fmt::format("save what is in it, then: docker volume rm {}", name)});
     }
-    out.push_back(ok("docker-volumes",
-                     fmt::format("Docker sees {} of {} Peplos volumes", seen, ours.size())));
 }
 
-void check_plugin(const DoctorWorld& world, const Result<Json>& info, std::vector<Finding>& out) {
-    if (!info) {
+void check_visible(const DoctorWorld& world, const Json& volumes, const std::string& driver,
+                   std::vector<Finding>& out) {
+    auto seen = world.docker("GET", volumes_of(driver));
+    if (!seen) return;
+    out.push_back(ok("docker-volumes", fmt::format("Docker sees {} of {} Peplos volumes",
+                                                   list_in(*seen, "Volumes").size(),
+                                                   list_in(volumes, "volumes").size())));
+}
+
+// dockerd tries a plugin whose socket is there for 15 s, with each command that lists volumes. True
+// when there is one.
+bool check_dead_sockets(const DoctorWorld& world, std::vector<Finding>& out) {
+    bool found = false;
+    for (const std::string& path : world.plugin_sockets()) {
+        if (path == world.plugin_socket || !world.is_dead(path)) continue;
+        found = true;
         out.push_back({.level = Level::warning,
-                       .check = "docker",
-                       .reason = "dockerd does not answer: " + info.error().message(),
-                       .next = "systemctl start docker (Peplos works without it)"});
-        return;
+                       .check = "dead-plugin",
+                       .reason = fmt::format("nobody listens on {}: Docker waits 15 s for it "
+                                             "whenever it lists volumes",
+                                             path),
+                       .next = "start its plugin, or take the socket away: peplos doctor --fix",
+                       .fix = [world, path]() -> Result<std::string> {
+                           if (!world.is_dead(path)) return path + " is served again: left alone";
+                           TRY(world.remove_file(path));
+                           return "took the dead socket " + path + " away";
+                       }});
     }
-    bool socket = world.exists(world.plugin_socket);
+    return found;
+}
+
+// The driver's name when dockerd can use it, else nothing.
+std::string check_plugin(const DoctorWorld& world, std::vector<Finding>& out) {
+    bool exists = world.exists(world.plugin_socket);
+    bool socket = exists && !world.is_dead(world.plugin_socket);
     bool managed = false;
     auto plugins = world.docker("GET", "/plugins");
     if (plugins) {
@@ -222,7 +249,7 @@ void check_plugin(const DoctorWorld& world, const Result<Json>& info, std::vecto
             managed = managed || flag_in(plugin, "Enabled");
         }
     }
-    if (socket && managed) {
+    if (exists && managed) {
         out.push_back({.level = Level::error,
                        .check = "plugin",
                        .reason = fmt::format("the name {} is served twice: by {} and by a managed "
@@ -231,16 +258,45 @@ void check_plugin(const DoctorWorld& world, const Result<Json>& info, std::vecto
                        .next = fmt::format("keep one: docker plugin disable {}, or set another "
                                            "plugin.socket in peplosd.toml",
                                            world.plugin_name)});
-    } else if (!socket && !managed) {
+        return {};
+    }
+    if (exists && !socket) {
+        out.push_back({.level = Level::error,
+                       .check = "plugin",
+                       .reason = fmt::format("nobody listens on {}: Docker waits 15 s for it, then "
+                                             "fails, with each command that needs a volume",
+                                             world.plugin_socket),
+                       .next = "systemctl start peplosd"});
+        return {};
+    }
+    if (!exists && !managed) {
         out.push_back({.level = Level::error,
                        .check = "plugin",
                        .reason = fmt::format("dockerd cannot see the plugin: there is no {} and no "
                                              "managed plugin {}",
                                              world.plugin_socket, world.plugin_name),
                        .next = "systemctl enable --now peplos-docker.socket"});
-    } else {
-        out.push_back(ok("plugin", managed ? "managed plugin, enabled" : world.plugin_socket));
+        return {};
     }
+    out.push_back(ok("plugin", managed ? "managed plugin, enabled" : world.plugin_socket));
+    return managed ? world.plugin_name + ":latest" : world.plugin_name;
+}
+
+void check_docker(const DoctorWorld& world, const Json* volumes, std::vector<Finding>& out) {
+    bool waits = check_dead_sockets(world, out) || world.is_dead(world.plugin_socket);
+    auto info = world.docker("GET", "/version");
+    if (!info) {
+        out.push_back({.level = Level::warning,
+                       .check = "docker",
+                       .reason = "dockerd does not answer: " + info.error().message(),
+                       .next = "systemctl start docker (Peplos works without it)"});
+        return;
+    }
+    std::string driver = check_plugin(world, out);
+    // What is asked next lists volumes: once the sockets are gone, doctor looks again.
+    if (volumes == nullptr || waits) return;
+    check_shadows(world, *volumes, out);
+    if (!driver.empty()) check_visible(world, *volumes, driver, out);
 }
 
 }  // namespace
@@ -266,12 +322,7 @@ std::vector<Finding> examine(const DoctorWorld& world) {
     }
     check_attachments(world, volumes, out);
     if (status) check_leftovers(world, out);
-    auto info = world.docker("GET", "/version");
-    check_plugin(world, info, out);
-    if (info && volumes_known) {
-        auto docker_volumes = world.docker("GET", "/volumes");
-        if (docker_volumes) check_shadows(*docker_volumes, volumes, world.plugin_name, out);
-    }
+    check_docker(world, volumes_known ? &volumes : nullptr, out);
     return out;
 }
 

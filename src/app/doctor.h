@@ -30,6 +30,11 @@ struct DoctorWorld {
     std::function<Result<Json>(const std::string& method, const std::string& target)> docker;
     std::function<std::string(const std::string& path)> read_file;  // empty when unreadable
     std::function<bool(const std::string& path)> exists;
+    // Every socket that dockerd takes for a plugin's.
+    std::function<std::vector<std::string>()> plugin_sockets;
+    // True only when a connection is refused, which proves that nobody listens.
+    std::function<bool(const std::string& path)> is_dead;
+    std::function<Result<void>(const std::string& path)> remove_file;
     std::string kernel_release;  // uname -r
     std::string plugin_name = "peplos";
     std::string plugin_socket;

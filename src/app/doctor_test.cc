@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <set>
 
+#include "app/views.h"
+
 namespace peplos::app {
 namespace {
 
@@ -20,6 +22,8 @@ struct Host {
     std::set<std::string> files = {"/dev/fuse", "/dev/loop-control", "/run/docker/plugins/p.sock"};
     Json leftovers = {{"leftovers", Json::array()}};
     std::vector<std::string> posted;
+    std::vector<std::string> asked;  // of dockerd
+    std::set<std::string> dead;      // sockets that refuse
     bool daemon = true;
     bool dockerd = true;
 
@@ -37,7 +41,8 @@ struct Host {
         };
         w.docker = [this](const std::string&, const std::string& target) -> Result<Json> {
             if (!dockerd) return fail(Code::unavailable, "refused");
-            if (target == "/volumes") return docker_volumes;
+            asked.push_back(target);
+            if (target.starts_with("/volumes?")) return docker_volumes;
             if (target == "/plugins") return plugins;
             return Json::object();
         };
@@ -45,6 +50,17 @@ struct Host {
             return path == "/proc/filesystems" ? "\text4\n\txfs\n" : "";
         };
         w.exists = [this](const std::string& path) { return files.contains(path); };
+        w.plugin_sockets = [this] {
+            std::vector<std::string> sockets;
+            for (const std::string& file : files)
+                if (file.ends_with(".sock")) sockets.push_back(file);
+            return sockets;
+        };
+        w.is_dead = [this](const std::string& path) { return dead.contains(path); };
+        w.remove_file = [this](const std::string& path) -> Result<void> {
+            files.erase(path);
+            return {};
+        };
         w.kernel_release = "6.18.1-x";
         w.plugin_socket = "/run/docker/plugins/p.sock";
         return w;
@@ -100,6 +116,21 @@ TEST(Doctor, FindsANearlyFullDevice) {
     EXPECT_EQ(host.troubles(), (Troubles{"error device-space"}));
 }
 
+TEST(Doctor, TellsOfADeviceThatGoesBadAndTheTableCountsItsErrors) {
+    Host host;
+    Json& device = host.status["devices"][0];
+    device["read_errors"] = 2;
+    device["write_errors"] = 0;
+    device["corruptions"] = 3;
+    device["health"] = {{"light", "yellow"}, {"reason", "/d0: 2 failed reads"}, {"next", "look"}};
+    host.status["health"] = device["health"];
+    EXPECT_EQ(host.troubles(), (Troubles{"warning daemon"}));
+    std::string shown = show_findings(examine(host.world()), Style::plain);
+    EXPECT_NE(shown.find("/d0: 2 failed reads"), std::string::npos) << shown;
+    std::string table = show_devices({{"devices", host.status["devices"]}}, Style::plain);
+    EXPECT_NE(table.find("  5  "), std::string::npos) << table;
+}
+
 TEST(Doctor, FindsALocalDockerVolumeThatHidesOurs) {
     Host host;
     host.docker_volumes["Volumes"] = {{{"Name", "data"}, {"Driver", "local"}},
@@ -117,6 +148,40 @@ TEST(Doctor, FindsWhatIsWrongWithThePlugin) {
     EXPECT_EQ(host.troubles(), (Troubles{"error plugin"}));
     host.dockerd = false;
     EXPECT_EQ(host.troubles(), (Troubles{"warning docker"}));
+}
+
+TEST(Doctor, TakesADeadPluginSocketAwayUnlessItLivesAgain) {
+    Host host;
+    std::string other = "/run/docker/plugins/other.sock";
+    host.files.insert(other);
+    EXPECT_EQ(host.troubles(), Troubles{}) << "another plugin that lives";
+    host.dead.insert(other);
+    host.asked.clear();
+    EXPECT_EQ(host.troubles(), (Troubles{"warning dead-plugin"}));
+    for (const std::string& target : host.asked)
+        EXPECT_EQ(target.find("/volumes"), std::string::npos) << "dockerd would wait";
+    for (bool lives : {true, false}) {
+        host.dead.insert(other);
+        for (const Finding& finding : examine(host.world())) {
+            if (finding.check != "dead-plugin") continue;
+            EXPECT_NE(finding.reason.find(other), std::string::npos);
+            if (lives) host.dead.clear();
+            EXPECT_TRUE(finding.fix());
+        }
+        EXPECT_EQ(host.files.contains(other), lives);
+    }
+    EXPECT_EQ(host.troubles(), Troubles{});
+}
+
+TEST(Doctor, NamesItsOwnDeadSocketAndAsksDockerdForNothingThatHangs) {
+    Host host;
+    host.dead.insert("/run/docker/plugins/p.sock");
+    EXPECT_EQ(host.troubles(), (Troubles{"error plugin"}));
+    for (const std::string& target : host.asked) {
+        EXPECT_EQ(target.find("/volumes"), std::string::npos) << target;
+    }
+    for (const Finding& finding : examine(host.world()))
+        EXPECT_EQ(finding.fix, nullptr);
 }
 
 TEST(Doctor, MendsLeftoversThatNobodyHoldsWithOneCall) {

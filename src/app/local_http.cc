@@ -1,12 +1,18 @@
 #include "app/local_http.h"
 
+#include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <fmt/format.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 namespace peplos::app {
 namespace {
@@ -60,6 +66,28 @@ Result<Answer> LocalHttp::ask(const std::string& method, const std::string& targ
                     socket_path_, seconds, error.message());
     }
     return Answer{.status = parser.get().result_int(), .body = std::move(parser.get().body())};
+}
+
+std::vector<std::string> sockets_in(const std::string& folder) {
+    std::vector<std::string> found;
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+        if (entry.is_socket(error)) found.push_back(entry.path());
+    }
+    std::ranges::sort(found);
+    return found;
+}
+
+bool is_dead_socket(const std::string& path) {
+    sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
+    if (path.size() >= sizeof(address.sun_path)) return false;
+    std::memcpy(address.sun_path, path.c_str(), path.size());
+    int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return false;
+    bool refused = ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 &&
+                   errno == ECONNREFUSED;
+    ::close(fd);
+    return refused;
 }
 
 }  // namespace peplos::app

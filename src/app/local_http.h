@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "base/units.h"
@@ -33,5 +34,10 @@ class LocalHttp {
     std::string socket_path_;
     Duration timeout_;
 };
+
+// The sockets of a folder, sorted; none when it cannot be read.
+std::vector<std::string> sockets_in(const std::string& folder);
+// True only for a socket that refuses connections: whoever made it is gone. Never waits.
+bool is_dead_socket(const std::string& path);
 
 }  // namespace peplos::app

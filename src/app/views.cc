@@ -182,6 +182,11 @@ std::string show_volume(const Json& volume, Style style) {
         line("Path", text_in(attach, "path", ""));
         line("In use", fmt::format("{} of {} in the file system", size_in(attach, "fs_used_bytes"),
                                    size_in(attach, "fs_bytes")));
+        if (flag_in(attach, "grows_at_mount")) {
+            line("Grows",
+                 "at the next mount: its file system is smaller than the volume, and "
+                 "follows when its containers were stopped and started");
+        }
         line("Problem", text_in(attach, "problem", ""));
     }
     return out;
