@@ -4,7 +4,7 @@ import json
 import threading
 
 from case import case
-from world import IMAGE, REPOSITORY, expect, run, wait_for
+from world import IMAGE, expect, run, wait_for
 
 
 @case(120)
@@ -237,12 +237,8 @@ def shadowed_volume_is_found(w):
 def managed_plugin(w):
     """The same through `docker plugin create`: write, docker cp, restart of the daemon, release."""
     w.start()
-    run(REPOSITORY / "deploy/plugin/make.sh", w.root / "plugin", seconds=120)
     name = "peplosmanaged"
-    w.docker("plugin", "create", name, w.root / "plugin")
-    w.docker("plugin", "set", name, f"peplos.source={w.run_dir}", f"PEPLOS_RUN_DIR={w.run_dir}")
-    w.docker("plugin", "enable", name)
-    w.undo.append(lambda: w.docker("plugin", "disable", "-f", name, check=False))
+    w.add_managed_plugin(name)
     w.docker("volume", "create", "-d", name, "-o", "size=512MiB", "managed")
     w.shell("managed", "echo one >/data/file; sync -f /data")
     w.docker("run", "-d", "--name", "user", "--network", "none", "-v", "managed:/data", IMAGE,

@@ -96,12 +96,12 @@ class Postgres:
         return int(self.query("select count(*) from pgbench_history"))
 
 
-def prepared(w):
+def prepared(w, fs="ext4"):
     if not (BINARIES / "bin/postgres").exists():
         raise Failed("PostgreSQL 15 is not installed: ./test --only packages")
     w.start()
     make_image(w)
-    w.create("pg", size="2GiB")
+    w.create("pg", size="2GiB", fs=fs)
     postgres = Postgres(w)
     postgres.start()
     done = postgres.run("pgbench", "-h", "/tmp", "-U", "postgres", "-i", "-s", "2", "-q",
@@ -117,15 +117,12 @@ def acknowledged(w, key):
     raise Failed(f"pgbench did not say how many transactions it did: see {key}.log")
 
 
-@case(420)
-def postgres_survives_kill_of_peplosd(w):
-    """pgbench through repeated kill -9 of peplosd: no error, no lost transaction."""
-    postgres = prepared(w)
-    seconds = 20 + w.long_seconds
+def daemon_dies_under_pgbench(w, postgres, seconds, kills_min):
+    """No error, and every acknowledged transaction is there."""
     before = postgres.consistent()
     load = postgres.load("pgbench", seconds)
     kills = 0
-    while load.poll() is None and kills < 3 + w.long_seconds // 10:
+    while load.poll() is None and kills < kills_min + w.long_seconds // 10:
         time.sleep(4)  # the load between two kills is the point of the case
         if load.poll() is None:
             w.restart_daemon()
@@ -133,11 +130,36 @@ def postgres_survives_kill_of_peplosd(w):
     code = load.wait(seconds + 90)
     w.processes.pop("pgbench")
     expect(code == 0, f"pgbench saw an error ({code}): see pgbench.log")
-    expect(kills >= 3, f"only {kills} kills while pgbench ran")
+    expect(kills >= kills_min, f"only {kills} kills while pgbench ran")
     count = acknowledged(w, "pgbench")
     after = postgres.consistent()
     expect(after - before == count, f"{count} acknowledged, {after - before} in the database")
     print(f"     {count} transactions, {kills} kills", flush=True)
+
+
+def container_dies_under_pgbench(postgres, turn):
+    """What was committed is there once PostgreSQL has recovered."""
+    before = postgres.consistent()
+    load = postgres.load(f"pgbench{turn}", 60)
+    wait_for("transactions", 30, lambda: int(postgres.query(
+        "select count(*) from pgbench_history")) > before + 50, 0.3)
+    # What this reads was committed, so it must be there after the crash.
+    seen = int(postgres.query("select count(*) from pgbench_history"))
+    postgres.w.docker("kill", "-s", "KILL", "pg")
+    try:
+        load.wait(30)
+    except subprocess.TimeoutExpired:
+        load.kill()
+    postgres.w.processes.pop(f"pgbench{turn}")
+    postgres.start()
+    after = postgres.consistent()
+    expect(after >= seen, f"{seen} were committed, {after} are there")
+
+
+@case(420)
+def postgres_survives_kill_of_peplosd(w):
+    """pgbench through repeated kill -9 of peplosd: no error, no lost transaction."""
+    daemon_dies_under_pgbench(w, prepared(w), 20 + w.long_seconds, 3)
 
 
 @case(420)
@@ -145,18 +167,14 @@ def postgres_survives_kill_of_the_container(w):
     """kill -9 of the container under pgbench: PostgreSQL recovers, no lost transaction."""
     postgres = prepared(w)
     for turn in range(3):
-        before = postgres.consistent()
-        load = postgres.load(f"pgbench{turn}", 60)
-        wait_for("transactions", 30, lambda: int(postgres.query(
-            "select count(*) from pgbench_history")) > before + 50, 0.3)
-        # What this reads was committed, so it must be there after the crash.
-        seen = int(postgres.query("select count(*) from pgbench_history"))
-        w.docker("kill", "-s", "KILL", "pg")
-        try:
-            load.wait(30)
-        except subprocess.TimeoutExpired:
-            load.kill()
-        w.processes.pop(f"pgbench{turn}")
-        postgres.start()
-        after = postgres.consistent()
-        expect(after >= seen, f"{seen} were committed, {after} are there")
+        container_dies_under_pgbench(postgres, turn)
+
+
+@case(420)
+def postgres_on_xfs(w):
+    """Both on xfs: kill -9 of peplosd, then of the container."""
+    postgres = prepared(w, "xfs")
+    out = w.docker("exec", "pg", "grep", " /data ", "/proc/mounts").stdout
+    expect(" xfs " in out, f"not xfs: {out}")
+    daemon_dies_under_pgbench(w, postgres, 12 + w.long_seconds, 2)
+    container_dies_under_pgbench(postgres, 0)

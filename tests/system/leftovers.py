@@ -119,8 +119,9 @@ def end_processes(paths):
     settle(15, step)
 
 
-def sweep(paths, connections=(), containers=()):
-    """Takes everything away. The processes first: they hold the rest."""
+def sweep_kernel(paths, connections=(), containers=()):
+    """Processes first, as they hold the rest: connections, mounts, loop devices, control groups.
+    The files stay."""
     connections = set(connections) | connections_of(paths)
     end_processes(paths)
     # Nobody serves these any more: what waits for them has to get its error now.
@@ -140,6 +141,11 @@ def sweep(paths, connections=(), containers=()):
                 folder.rmdir()
             except OSError:
                 pass
+
+
+def sweep(paths, connections=(), containers=()):
+    """Takes everything away."""
+    sweep_kernel(paths, connections, containers)
     if not mount_lines(paths):
         for path in paths:
             shutil.rmtree(path, ignore_errors=True)

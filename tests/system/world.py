@@ -4,6 +4,8 @@ Everything lives below one folder and one run directory; stop() takes all of it 
 after a failure or Ctrl-C. Processes are ended by their pid.
 """
 
+import atexit
+import functools
 import http.client
 import json
 import os
@@ -11,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -53,6 +56,15 @@ def run(*words, seconds=60, check=True, text=None, env=None):
     if check and done.returncode != 0:
         raise Failed(f"exit {done.returncode}: {' '.join(words)}\n{done.stdout}{done.stderr}")
     return done
+
+
+@functools.cache
+def managed_plugin_folder():
+    """The managed plugin, built once for all cases; gone when the run ends."""
+    folder = Path(tempfile.mkdtemp(prefix="peplos-plugin-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    run(REPOSITORY / "deploy/plugin/make.sh", folder / "plugin", seconds=120)
+    return folder / "plugin"
 
 
 class UnixHttp(http.client.HTTPConnection):
@@ -216,6 +228,15 @@ class World:
         words = [word for key, value in options.items()
                  for word in ("-o", f"{key.replace('_', '-')}={value}")]
         return self.docker("volume", "create", "-d", self.plugin, *words, name)
+
+    def add_managed_plugin(self, name):
+        """As an operator does it; taken away at the end."""
+        self.docker("plugin", "create", name, managed_plugin_folder())
+        self.docker("plugin", "set", name, f"peplos.source={self.run_dir}",
+                    f"PEPLOS_RUN_DIR={self.run_dir}")
+        self.docker("plugin", "enable", name)
+        self.undo.append(lambda: self.docker("plugin", "disable", "-f", name, check=False,
+                                             seconds=20))
 
     def shell(self, volume, script, seconds=90, check=True, image=IMAGE, options=()):
         """A container with the volume at /data; its output."""
