@@ -32,6 +32,13 @@ Health LocalNode::health_of(const Entry& entry) const {
     if (!entry.problem.empty()) {
         return {Light::red, entry.problem, fmt::format("peplos volume show {}", name)};
     }
+    if (uint64_t lost = entry.open == nullptr ? 0 : entry.open->stats().lost_blocks; lost != 0) {
+        return {Light::red,
+                fmt::format("{} blocks (of 4 KiB) are lost, a part of the volume's map could not "
+                            "be read: they read as errors until they are written again",
+                            lost),
+                "peplos scrub start names them; restore these files from a backup"};
+    }
     if (entry.open != nullptr && entry.open->stats().corrupt_blocks != 0) {
         return {Light::yellow, "reads met blocks that do not match their checksums",
                 "peplos scrub start"};

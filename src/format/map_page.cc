@@ -55,7 +55,9 @@ struct RawRoot {
     uint64_t parent_volume;   // reserved: a clone's parent
     uint64_t parent_root[2];  // reserved
     uint64_t deadlist[2];     // reserved
-    uint64_t reserved[3];
+    uint64_t lost_count;      // these two: version 2 only
+    uint64_t orphan_count_max;
+    uint64_t reserved;
 };
 static_assert(sizeof(RawRoot) == 112);
 
@@ -82,14 +84,15 @@ std::string text_of(const PageIdentity& identity) {
 // Completes a page whose body is in place behind the header: pads, fills the header, returns the
 // padded bytes.
 uint32_t finish_page(const PageIdentity& identity, Encoding encoding, uint32_t count,
-                     uint32_t bytes, MutableBytes out, uint32_t& crc) {
+                     uint32_t bytes, MutableBytes out, uint32_t& crc,
+                     uint16_t version = kMapVersion) {
     CHECK(identity.lineage && identity.volume && identity.sequence != 0);
     const auto padded = static_cast<uint32_t>(round_up(bytes, kPlaceUnitBytes));
     CHECK(padded <= out.size());
     std::memset(out.data() + bytes, 0, padded - bytes);
     RawPageHeader header{};
     header.magic = kPageMagic;
-    header.version = kMapVersion;
+    header.version = version;
     header.kind = static_cast<uint8_t>(identity.kind);
     header.encoding = encoding;
     header.bytes = bytes;
@@ -126,10 +129,14 @@ Result<RawPageHeader> open_page(Bytes page, const PageIdentity& expected, uint32
                     "{} fails its CRC: {:08x} computed, {:08x} in the page, {:08x} in its parent",
                     text_of(expected), computed, header.crc, parent_crc);
     }
-    if (header.version != kMapVersion || header.reserved1 != 0) {
+    const bool may_be_lost = expected.kind == PageKind::leaf || expected.kind == PageKind::root;
+    if ((header.version != kMapVersion && !(may_be_lost && header.version == kMapVersionLost)) ||
+        header.reserved1 != 0) {
         return fail(Code::unsupported,
-                    "{} has version {} and key {}, this build reads version {}: upgrade peplosd",
-                    text_of(expected), header.version, header.reserved1, kMapVersion);
+                    "{} has version {} and key {}, this build reads versions {} and {}: upgrade "
+                    "peplosd",
+                    text_of(expected), header.version, header.reserved1, kMapVersion,
+                    kMapVersionLost);
     }
     if (header.lineage != expected.lineage.value || header.volume != expected.volume.value ||
         header.kind != static_cast<uint8_t>(expected.kind) || header.key != expected.key ||
@@ -205,6 +212,12 @@ bool continues(const LeafItem& last, const LeafItem& next) {
            next.entry.place.offset_units() == last.entry.place.offset_units() + kBlockUnits;
 }
 
+// What a leaf may name. Only pages of version 2 have lost blocks.
+bool is_known(const RawPageHeader& header, Place place) {
+    return place.is_valid_as(PlaceKind::block) ||
+           (header.version == kMapVersionLost && place.is_valid_as(PlaceKind::lost));
+}
+
 Result<uint32_t> read_extents(Bytes page, const RawPageHeader& header, const PageIdentity& expected,
                               std::span<LeafItem> out) {
     ByteReader extents(page.subspan(sizeof(header), header.bytes - sizeof(header)));
@@ -218,17 +231,19 @@ Result<uint32_t> read_extents(Bytes page, const RawPageHeader& header, const Pag
     for (uint32_t i = 0; i < header.count; ++i) {
         const auto extent = extents.read<RawExtent>();
         const uint64_t last = uint64_t{extent.count} * kBlockBytes + extent.place.offset_bytes();
+        const bool is_lost = extent.place.kind() == PlaceKind::lost;
         if (extent.count == 0 || extent.first < end || extent.reserved != 0 ||
-            extent.first + extent.count > kLeafEntryCount ||
-            !extent.place.is_valid_as(PlaceKind::block) || last > limits::kSegmentBytesMax) {
+            extent.first + extent.count > kLeafEntryCount || !is_known(header, extent.place) ||
+            (is_lost && extent.count != 1) || last > limits::kSegmentBytesMax) {
             return fail(Code::corrupt, "{}: extent {} ({}+{}) is out of range", text_of(expected),
                         i, extent.first, extent.count);
         }
         end = extent.first + extent.count;
         for (uint32_t k = 0; k < extent.count; ++k) {
             const Place place =
-                Place::make(PlaceKind::block, extent.place.segment_index(),
-                            extent.place.offset_units() + k * kBlockUnits, kBlockUnits);
+                is_lost ? extent.place
+                        : Place::make(PlaceKind::block, extent.place.segment_index(),
+                                      extent.place.offset_units() + k * kBlockUnits, kBlockUnits);
             out[count++] = {extent.first + k, {place, crcs.read<uint32_t>(), 0}};
         }
     }
@@ -250,7 +265,7 @@ Result<uint32_t> read_entries(Bytes page, const RawPageHeader& header, const Pag
     for (uint32_t i = 0; i < kLeafEntryCount; ++i) {
         const auto entry = reader.read<MapEntry>();
         if (entry == MapEntry{}) continue;
-        if (!entry.place.is_valid_as(PlaceKind::block) || entry.reserved != 0) {
+        if (!is_known(header, entry.place) || entry.reserved != 0) {
             return fail(Code::corrupt, "{}: entry {} has a bad place {:#x}", text_of(expected), i,
                         entry.place.bits);
         }
@@ -316,6 +331,8 @@ Result<void> read_map_segments(ByteReader& reader, uint32_t count, const PageIde
 uint32_t encode_leaf(const PageIdentity& identity, std::span<const LeafItem> items,
                      MutableBytes out, uint32_t& crc) {
     CHECK(!items.empty() && items.size() <= kLeafEntryCount && out.size() >= kPageBytesMax);
+    const bool has_lost = std::ranges::any_of(items, &MapEntry::is_lost, &LeafItem::entry);
+    const uint16_t version = has_lost ? kMapVersionLost : kMapVersion;
     uint32_t extent_count = 1;
     for (size_t i = 1; i < items.size(); ++i) {
         extent_count += continues(items[i - 1], items[i]) ? 0 : 1;
@@ -328,7 +345,8 @@ uint32_t encode_leaf(const PageIdentity& identity, std::span<const LeafItem> ite
             std::memcpy(at + item.index * sizeof(MapEntry), &item.entry, sizeof(MapEntry));
         }
         return finish_page(identity, Encoding::array, static_cast<uint32_t>(items.size()),
-                           kPageHeaderBytes + kLeafEntryCount * sizeof(MapEntry), out, crc);
+                           kPageHeaderBytes + kLeafEntryCount * sizeof(MapEntry), out, crc,
+                           version);
     }
     std::byte* crcs = at + extent_count * sizeof(RawExtent);
     RawExtent extent{};
@@ -346,7 +364,7 @@ uint32_t encode_leaf(const PageIdentity& identity, std::span<const LeafItem> ite
     }
     std::memcpy(at, &extent, sizeof(extent));
     return finish_page(identity, Encoding::extents, extent_count,
-                       static_cast<uint32_t>(kPageHeaderBytes + body), out, crc);
+                       static_cast<uint32_t>(kPageHeaderBytes + body), out, crc, version);
 }
 
 Result<uint32_t> decode_leaf(Bytes page, const PageIdentity& expected, const PageSlot& slot,
@@ -412,6 +430,8 @@ uint32_t encode_root(const PageIdentity& identity, const RootPage& root, Mutable
     raw.meta_lsn = root.meta_lsn.value;
     raw.block_count = root.block_count;
     raw.mapped_count = root.mapped_count;
+    raw.lost_count = root.lost_count;
+    raw.orphan_count_max = root.orphan_count_max;
     raw.interior_count = static_cast<uint32_t>(root.interiors.size());
     raw.segment_page_count = static_cast<uint32_t>(root.segment_pages.size());
     raw.map_segment_count = static_cast<uint32_t>(root.map_segments.size());
@@ -420,8 +440,10 @@ uint32_t encode_root(const PageIdentity& identity, const RootPage& root, Mutable
     writer.put(std::as_bytes(std::span(root.interiors)));
     writer.put(std::as_bytes(std::span(root.segment_pages)));
     writer.put(std::as_bytes(std::span(root.map_segments)));
+    const bool has_lost = root.lost_count != 0 || root.orphan_count_max != 0;
     return finish_page(identity, Encoding::array, 1,
-                       static_cast<uint32_t>(kPageHeaderBytes + writer.offset()), out, crc);
+                       static_cast<uint32_t>(kPageHeaderBytes + writer.offset()), out, crc,
+                       has_lost ? kMapVersionLost : kMapVersion);
 }
 
 Result<RootPage> decode_root(Bytes page, const PageIdentity& expected, const RootRef& ref) {
@@ -437,7 +459,8 @@ Result<RootPage> decode_root(Bytes page, const PageIdentity& expected, const Roo
         uint64_t{raw.map_segment_count} * sizeof(RootMapSegment);
     if (!reader.ok() || header.encoding != Encoding::array || header.sequence != ref.sequence ||
         lists != reader.remaining() || raw.block_count > limits::kVolumeBytesMax / kBlockBytes ||
-        raw.mapped_count > raw.block_count) {
+        raw.orphan_count_max > UINT64_MAX - raw.block_count ||
+        raw.mapped_count > raw.block_count + raw.orphan_count_max) {
         return fail(Code::corrupt, "{}: {} bytes do not hold {}+{}+{} children of {} blocks",
                     text_of(expected), header.bytes, raw.interior_count, raw.segment_page_count,
                     raw.map_segment_count, raw.block_count);
@@ -446,7 +469,13 @@ Result<RootPage> decode_root(Bytes page, const PageIdentity& expected, const Roo
         return fail(Code::unsupported, "{} belongs to a clone or snapshot: upgrade peplosd",
                     text_of(expected));
     }
+    if (header.version == kMapVersion && (raw.lost_count != 0 || raw.orphan_count_max != 0)) {
+        return fail(Code::unsupported, "{} counts lost blocks, unlike its version",
+                    text_of(expected));
+    }
     RootPage root;
+    root.lost_count = raw.lost_count;
+    root.orphan_count_max = raw.orphan_count_max;
     root.drained_lsn = Lsn(raw.drained_lsn);
     root.meta_lsn = Lsn(raw.meta_lsn);
     root.block_count = raw.block_count;

@@ -24,6 +24,9 @@
 namespace peplos::format {
 
 inline constexpr uint16_t kMapVersion = 1;
+// Of leaves with lost blocks and of roots that count any. Builds that know only version 1 refuse
+// such a page instead of taking it for a damaged one. No other page has it.
+inline constexpr uint16_t kMapVersionLost = 2;
 inline constexpr uint32_t kPageHeaderBytes = 64;
 inline constexpr uint32_t kLeafEntryCount = limits::kLeafBlocks;
 inline constexpr uint32_t kInteriorSlotCount = 1024;
@@ -161,6 +164,8 @@ struct RootPage {
     Lsn meta_lsn;                      // meta records up to here are in the map
     uint64_t block_count = 0;          // the volume's size
     uint64_t mapped_count = 0;         // mapped blocks = the sum of the data segments' live counts
+    uint64_t lost_count = 0;           // blocks whose entries are lost
+    uint64_t orphan_count_max = 0;     // blocks counted alive for leaves that were lost, at most
     std::vector<RootChild> interiors;  // ascending by key
     std::vector<RootChild> segment_pages;      // ascending by key
     std::vector<RootMapSegment> map_segments;  // ascending by index

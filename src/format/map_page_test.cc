@@ -132,6 +132,41 @@ void poke(Page& page, size_t offset, T value) {
     reseal(page);
 }
 
+TEST(LeafPage, LostBlocksAreOfVersion2Only) {
+    for (const bool all_lost : {false, true}) {
+        std::vector<LeafItem> items = leaf_items(all_lost ? 1024 : 100, 1, false);
+        for (LeafItem& item : items) {
+            if (all_lost || item.index % 7 == 0) item.entry = {Place::lost(), 0, 0};
+        }
+        Page page = leaf_page(items);
+        uint16_t version = 0;
+        std::memcpy(&version, page.bytes.data() + 4, 2);
+        EXPECT_EQ(version, kMapVersionLost);
+        std::array<LeafItem, kLeafEntryCount> out;
+        const PageIdentity identity = identity_of(PageKind::leaf, 12);
+        auto count = decode_leaf(page.bytes, identity, page.slot, out);
+        ASSERT_TRUE(count.has_value()) << count.error().text();
+        ASSERT_EQ(*count, items.size());
+        for (size_t i = 0; i < items.size(); ++i)
+            EXPECT_EQ(out[i].entry, items[i].entry);
+        // In a page of version 1 nothing is lost; and no other kind of page has version 2.
+        poke(page, 4, kMapVersion);
+        count = decode_leaf(page.bytes, identity, page.slot, out);
+        ASSERT_FALSE(count.has_value());
+        EXPECT_EQ(count.error().code(), Code::corrupt);
+    }
+    std::array<PageSlot, kInteriorSlotCount> slots{};
+    Page page = make_page([&](MutableBytes out, uint32_t& crc) {
+        return encode_interior(identity_of(PageKind::interior, 3), std::span(slots).first(1), out,
+                               crc);
+    });
+    poke(page, 4, kMapVersionLost);
+    const auto decoded =
+        decode_interior(page.bytes, identity_of(PageKind::interior, 3), page.slot, slots);
+    ASSERT_FALSE(decoded.has_value());
+    EXPECT_EQ(decoded.error().code(), Code::unsupported);
+}
+
 TEST(LeafPage, FieldsAreCheckedUnderAGoodCrc) {
     std::array<LeafItem, kLeafEntryCount> out;
     const auto code = [&](const Page& page) {
@@ -140,7 +175,7 @@ TEST(LeafPage, FieldsAreCheckedUnderAGoodCrc) {
     };
     const Page good = leaf_page(leaf_items(4, 3, false));
     Page bad = good;
-    poke<uint16_t>(bad, 4, 2);  // version
+    poke<uint16_t>(bad, 4, 3);  // version
     EXPECT_EQ(code(bad), Code::unsupported);
     bad = good;
     poke<uint8_t>(bad, 7, 9);  // encoding

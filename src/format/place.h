@@ -15,13 +15,16 @@ inline constexpr uint32_t kPlaceOffsetUnitsMax = (1u << 17) - 1;
 inline constexpr uint32_t kPlaceLengthUnitsMax = (1u << 7) - 1;
 static_assert(limits::kSegmentBytesMax / kPlaceUnitBytes <= kPlaceOffsetUnitsMax + 1);
 
-// What a place names. Values are on disk; this build reads and writes none, block and page.
+// What a place names. Values are on disk; this build reads and writes none, block, page and
+// lost.
 enum class PlaceKind : uint8_t {
     none = 0,      // nothing: unmapped, reads as zeros
     block = 1,     // one uncompressed block of 4 KiB
     chunk = 2,     // reserved: a block inside a compressed chunk
     indirect = 3,  // reserved: a reference into a hidden volume (deduplication)
     page = 4,      // a map page in a map segment
+    lost = 5,      // the leaf that said where could not be read: until the block is written or
+                   // zeroed, reading it is an error, never zeros; pages of version 2
 };
 
 // Where something lies: 8 bytes, on disk as in RAM.
@@ -55,6 +58,9 @@ struct Place {
                     static_cast<uint32_t>(offset_bytes / kPlaceUnitBytes), kBlockUnits);
     }
 
+    // No place at all, and not nothing either.
+    static constexpr Place lost() { return make(PlaceKind::lost, 0, 0, 0); }
+
     constexpr uint32_t segment_index() const { return bits & limits::kSegmentIndexMax; }
     constexpr uint32_t offset_units() const { return bits >> 26 & kPlaceOffsetUnitsMax; }
     constexpr uint32_t length_units() const { return bits >> 43 & kPlaceLengthUnitsMax; }
@@ -67,6 +73,7 @@ struct Place {
     // bit is set and the range lies inside the largest segment.
     constexpr bool is_valid_as(PlaceKind expected) const {
         if (expected == PlaceKind::none) return bits == 0;
+        if (expected == PlaceKind::lost) return bits == lost().bits;
         if (kind() != expected || bits >> 58 != 0 || block_in_chunk() != 0) return false;
         if (expected == PlaceKind::block && length_units() != kBlockUnits) return false;
         return length_units() != 0 && offset_bytes() + length_bytes() <= limits::kSegmentBytesMax;
@@ -82,6 +89,9 @@ struct MapEntry {
 
     constexpr bool operator==(const MapEntry&) const = default;
     constexpr explicit operator bool() const { return static_cast<bool>(place); }
+    constexpr bool is_lost() const { return place.kind() == PlaceKind::lost; }
+    // Names a block of a segment, which counts as alive for that.
+    constexpr bool is_block() const { return place.kind() == PlaceKind::block; }
 };
 static_assert(sizeof(MapEntry) == 16);
 

@@ -66,6 +66,7 @@ std::optional<CleanChoice> choose_segments(std::span<const SegmentView> segments
     std::vector<Scored> scored;
     for (const SegmentView& segment : segments) {
         if (segment.kind == SegmentKind::map || segment.live_count == 0) continue;
+        if (segment.is_damaged) continue;
         // Against what its units could hold: a small segment in a large run is also waste.
         double room =
             segment.unit_count * double(format::segment_block_count_max(limits::kSegmentUnitBytes));

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/fault.h"
+#include "base/log.h"
 #include "volume/checkpoint.h"
 
 namespace peplos::volume {
@@ -18,6 +19,11 @@ namespace {
 constexpr uint64_t kBlockCountMax = limits::kVolumeBytesMax / kBlockBytes;
 // Steps between two turns of the executor: about 100 us of work.
 constexpr size_t kStepsPerTurn = 512;
+
+// A page that is not what it should be, or that its device does not give.
+bool is_damage(Code code) {
+    return code == Code::corrupt || code == Code::io_error;
+}
 
 }  // namespace
 
@@ -160,15 +166,19 @@ Task<Result<LeafPin>> BlockMap::fetch(uint64_t leaf_index) {
         auto loading = std::make_shared<Loading>();
         loading_.emplace(leaf_index, loading);
         Result<void> read = co_await read_leaf(leaf_index);
-        loading_.erase(leaf_index);
-        if (read) {
-            loading->pin = LeafPin(cache_, *slot_of(leaf_index)->leaf);
-        } else {
-            loading->error = read.error();
-        }
-        loading->done.set();
+        end_loading(leaf_index, *loading, read);
         if (!read) co_return fail(std::move(read).error());
     }
+}
+
+void BlockMap::end_loading(uint64_t leaf_index, Loading& loading, const Result<void>& read) {
+    loading_.erase(leaf_index);
+    if (read) {
+        loading.pin = LeafPin(cache_, *slot_of(leaf_index)->leaf);
+    } else {
+        loading.error = read.error();
+    }
+    loading.done.set();
 }
 
 Task<Result<void>> BlockMap::read_leaf(uint64_t leaf_index) {
@@ -196,7 +206,7 @@ Result<void> BlockMap::install_leaf(uint64_t leaf_index, Bytes page) {
     const uint32_t count = *decoded;
     for (const LeafItem& item : std::span(items).first(count)) {
         const uint32_t segment = item.entry.place.segment_index();
-        if (segments_.find(segment) == nullptr) {
+        if (!item.entry.is_lost() && segments_.find(segment) == nullptr) {
             Error error(Code::corrupt,
                         fmt::format("map leaf {} of volume {}: block {} is said to be in segment "
                                     "index {}, which the volume does not have",
@@ -235,6 +245,78 @@ Task<Result<void>> BlockMap::fetch_all(std::vector<uint64_t> leaf_indexes,
     if (window->error) co_return fail(std::move(*window->error));
     *pins = std::move(window->pins);
     co_return Result<void>{};
+}
+
+// The same for a change, which goes on without what is lost.
+Task<Result<void>> BlockMap::fetch_to_change(std::vector<uint64_t> leaf_indexes,
+                                             std::vector<LeafPin>* pins) {
+    auto fetched = co_await fetch_all(leaf_indexes, pins);
+    if (fetched || !is_damage(fetched.error().code())) co_return fetched;
+    pins->clear();
+    for (uint64_t leaf_index : leaf_indexes) {
+        CO_TRY_ASSIGN(LeafPin pin, co_await fetch_or_lose(leaf_index));
+        pins->push_back(std::move(pin));
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<LeafPin>> BlockMap::fetch_or_lose(uint64_t leaf_index) {
+    for (;;) {
+        Result<LeafPin> pin = co_await fetch(leaf_index);
+        if (pin || !is_damage(pin.error().code())) co_return pin;
+        // A reader tries again: what it finds counts, and it must not meet a leaf made meanwhile.
+        if (loading_.contains(leaf_index)) continue;
+        auto loading = std::make_shared<Loading>();
+        loading_.emplace(leaf_index, loading);
+        Result<void> outcome = co_await read_or_lose(leaf_index);
+        end_loading(leaf_index, *loading, outcome);
+        if (!outcome) co_return fail(std::move(outcome).error());
+    }
+}
+
+// Whether the leaf stays unreadable while its device answers otherwise: a device that answers
+// nothing at all takes nothing away.
+Task<Result<void>> BlockMap::read_or_lose(uint64_t leaf_index) {
+    Result<void> read;
+    for (int attempt = 0; attempt < 3; ++attempt) {
+        read = co_await read_leaf(leaf_index);
+        if (read || !is_damage(read.error().code())) co_return read;
+    }
+    const PageSlot page = slot_of(leaf_index)->page;
+    if (const SegmentEntry* segment = segments_.find(page.place.segment_index())) {
+        const SegmentId id = segment->id;
+        Buffer header = Buffer::allocate(kBlockBytes);
+        Result<void> probe = co_await store_.read(id, 0, header);
+        if (!probe) co_return fail(std::move(read).error());
+    }
+    if (slot_of(leaf_index)->page != page) co_return co_await read_leaf(leaf_index);
+    LOG_ERROR("map leaf lost volume={} leaf={} first_block={} why=\"{}\"", identity_.volume,
+              leaf_index, leaf_index * limits::kLeafBlocks, read.error().message());
+    lose_leaf(leaf_index);
+    co_return Result<void>{};
+}
+
+// Every block of the leaf reads as an error from now on. Segments keep the counts of what it named:
+// nothing of that is ever taken for dead unseen.
+void BlockMap::lose_leaf(uint64_t leaf_index) {
+    PROBE("block_map.leaf_lost");
+    CHECK(applying_ && is_missing(leaf_index));
+    const uint64_t first = leaf_index * limits::kLeafBlocks;
+    const auto count =
+        static_cast<uint32_t>(std::min<uint64_t>(limits::kLeafBlocks, block_count_ - first));
+    std::array<LeafItem, format::kLeafEntryCount> items;
+    for (uint32_t i = 0; i < count; ++i)
+        items[i] = {i, {Place::lost(), 0, 0}};
+    auto* leaf = new Leaf(this, leaf_index);
+    slot_of(leaf_index)->leaf = leaf;
+    cache_.charge(*leaf);
+    // Changed by this record, whatever else the record does to it: a relocation that finds its
+    // entry lost is passed over for good, so the old page must not come back.
+    leaf_for_change(leaf_index).assign(std::span(items).first(count));
+    leaf_changed(leaf_index);
+    lost_count_ += count;
+    ++loss_changes_;
+    orphan_count_max_ += limits::kLeafBlocks;
 }
 
 void BlockMap::evict(Leaf& leaf) {
@@ -291,11 +373,18 @@ void BlockMap::leaf_changed(uint64_t leaf_index) {
     cache_.charge(*slot.leaf);
 }
 
+// An entry is replaced or freed.
+void BlockMap::count_out(const MapEntry& old) {
+    if (old.is_block()) segments_.count_live(old.place.segment_index(), -1);
+    // Too high after a leaf was lost twice, so never below nothing.
+    if (old.is_lost() && lost_count_ != 0 && --lost_count_ == 0) ++loss_changes_;
+}
+
 void BlockMap::set_entry(Leaf& leaf, uint32_t block, MapEntry entry) {
     const MapEntry old = leaf.exchange(block, entry);
     if (old.place == entry.place) return;
-    if (old) segments_.count_live(old.place.segment_index(), -1);
-    if (entry) segments_.count_live(entry.place.segment_index(), 1);
+    count_out(old);
+    if (entry.is_block()) segments_.count_live(entry.place.segment_index(), 1);
 }
 
 // Apply ----------------------------------------------------------------------------------------
@@ -407,7 +496,7 @@ Task<Result<void>> BlockMap::apply_steps(Steps steps) {
             if (!missing.empty() && missing.back() == leaf_index) continue;
             if (is_missing(leaf_index)) missing.push_back(leaf_index);
         }
-        CO_TRY(co_await fetch_all(std::move(missing), &pins));
+        CO_TRY(co_await fetch_to_change(std::move(missing), &pins));
     }
     co_return Result<void>{};
 }
@@ -433,7 +522,7 @@ void BlockMap::zero_in_leaf(uint64_t leaf_index, uint32_t first, uint32_t end) {
     for (const LeafItem& item : std::span(items).first(count)) {
         if (item.index < first || item.index >= end) continue;
         if (leaf == nullptr) leaf = &leaf_for_change(leaf_index);
-        segments_.count_live(item.entry.place.segment_index(), -1);
+        count_out(item.entry);
         if (first != 0 || end != limits::kLeafBlocks) leaf->exchange(item.index, {});
     }
     if (leaf == nullptr) return;
@@ -456,7 +545,7 @@ Task<Result<void>> BlockMap::apply_zero(ZeroExtent extent) {
                  i = next_mapped(i + 1, leaf_end)) {
                 if (is_missing(i)) missing.push_back(i);
             }
-            CO_TRY(co_await fetch_all(std::move(missing), &pins));
+            CO_TRY(co_await fetch_to_change(std::move(missing), &pins));
             continue;
         }
         const uint64_t leaf_begin = leaf_index * limits::kLeafBlocks;

@@ -98,6 +98,10 @@ class BlockMap {
 
     uint64_t block_count() const { return block_count_; }
     uint64_t mapped_count() const { return segments_.live_block_count(); }
+    // Blocks whose entries are lost; too high where one leaf was lost twice.
+    uint64_t lost_count() const { return lost_count_; }
+    // Moves when a leaf is lost, and when nothing is lost any more.
+    uint64_t loss_changes() const { return loss_changes_; }
     // The LSN of the last complete apply or of the loaded root's meta_lsn.
     Lsn applied_lsn() const { return applied_lsn_; }
     // What the last durable checkpoint covers.
@@ -126,6 +130,8 @@ class BlockMap {
     // Requires: no other apply runs; change.lsn >= applied_lsn(); LBAs inside the volume (equal
     // LSNs: a record applied in several calls, each complete before the next).
     // Readers meanwhile see some of it: what an overlay hides must stay hidden until it resolves.
+    // A leaf that is corrupt, or that its device gives no more while it gives the rest of that
+    // segment, does not stop a change: its blocks become `lost`, until they are written or zeroed.
     // Errors: as lookup; then part of it was applied, and nothing but the same call again (it is
     // idempotent) may follow: a checkpoint is refused until it succeeded.
     // Also corrupt: an entry names a segment that the table does not have (named, checked first,
@@ -243,6 +249,13 @@ class BlockMap {
     runtime::Task<Result<void>> fetch_all(std::vector<uint64_t> leaf_indexes,
                                           std::vector<LeafPin>* pins);
     runtime::Task<void> fetch_one(std::shared_ptr<Window> window, uint64_t leaf_index);
+    runtime::Task<Result<void>> fetch_to_change(std::vector<uint64_t> leaf_indexes,
+                                                std::vector<LeafPin>* pins);
+    runtime::Task<Result<LeafPin>> fetch_or_lose(uint64_t leaf_index);
+    runtime::Task<Result<void>> read_or_lose(uint64_t leaf_index);
+    void lose_leaf(uint64_t leaf_index);
+    void end_loading(uint64_t leaf_index, Loading& loading, const Result<void>& read);
+    void count_out(const MapEntry& old);
     runtime::Task<void> prefetch_leaves(uint64_t first, uint64_t end);
     void evict(Leaf& leaf);
     void destroy_leaf(Slot& slot);
@@ -281,7 +294,10 @@ class BlockMap {
     std::vector<std::unique_ptr<Interior>> interiors_;
     std::unordered_map<uint64_t, std::shared_ptr<Loading>> loading_;
     uint64_t dirty_bytes_ = 0;
-    uint64_t sequence_ = 0;  // of the last checkpoint begun
+    uint64_t lost_count_ = 0;
+    uint64_t loss_changes_ = 0;
+    uint64_t orphan_count_max_ = 0;  // blocks counted alive that no leaf names, at most
+    uint64_t sequence_ = 0;          // of the last checkpoint begun
     Lsn applied_lsn_;
     Lsn durable_drained_lsn_;
     bool applying_ = false;

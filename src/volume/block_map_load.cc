@@ -127,6 +127,8 @@ Task<Result<void>> BlockMap::load(RootRef ref) {
     applied_lsn_ = root.meta_lsn;
     durable_drained_lsn_ = root.drained_lsn;
     durable_root_ = ref;
+    lost_count_ = root.lost_count;
+    orphan_count_max_ = root.orphan_count_max;
     co_return Result<void>{};
 }
 
@@ -140,6 +142,17 @@ using Counts = std::vector<uint64_t>;
 void count(Counts& counts, Place place, uint64_t amount) {
     if (counts.size() <= place.segment_index()) counts.resize(place.segment_index() + 1);
     counts[place.segment_index()] += amount;
+}
+
+// How many of them name a block.
+uint64_t count_blocks(Counts& counts, std::span<const LeafItem> items) {
+    uint64_t blocks = 0;
+    for (const LeafItem& item : items) {
+        if (!item.entry.is_block()) continue;
+        count(counts, item.entry.place, 1);
+        ++blocks;
+    }
+    return blocks;
 }
 
 }  // namespace
@@ -162,9 +175,7 @@ Task<Result<BlockMap::Audit>> BlockMap::audit() {
             count_page_units(slot.page);
             if (is_leaf(slot.leaf)) {
                 const uint32_t item_count = slot.leaf->items(items);
-                for (uint32_t k = 0; k < item_count; ++k)
-                    count(counts, items[k].entry.place, 1);
-                audit.mapped_count += item_count;
+                audit.mapped_count += count_blocks(counts, std::span(items).first(item_count));
                 audit.leaf_count += item_count != 0 ? 1 : 0;
             } else if (slot.leaf == nullptr && slot.page) {
                 pages.push_back({slot.page, key * kSlotCount + i});
@@ -174,9 +185,7 @@ Task<Result<BlockMap::Audit>> BlockMap::audit() {
     PageReader::Handler handler = [&](const PageRead& page, Bytes bytes) -> Result<void> {
         TRY_ASSIGN(const uint32_t item_count,
                    decode_leaf(bytes, identity_of(PageKind::leaf, page.key), page.slot, items));
-        for (uint32_t k = 0; k < item_count; ++k)
-            count(counts, items[k].entry.place, 1);
-        audit.mapped_count += item_count;
+        audit.mapped_count += count_blocks(counts, std::span(items).first(item_count));
         ++audit.leaf_count;
         return {};
     };
@@ -234,8 +243,17 @@ Result<void> BlockMap::check_page(const PageRead& page, Bytes bytes) const {
         return decode_segments(bytes, identity_of(PageKind::segments, key), page.slot, entries);
     }
     std::array<LeafItem, format::kLeafEntryCount> items;
-    TRY(decode_leaf(bytes, identity_of(PageKind::leaf, page.key), page.slot, items));
-    return {};
+    TRY_ASSIGN(const uint32_t count,
+               decode_leaf(bytes, identity_of(PageKind::leaf, page.key), page.slot, items));
+    const auto lost =
+        std::ranges::count_if(std::span(items).first(count), &MapEntry::is_lost, &LeafItem::entry);
+    if (lost == 0) return {};
+    const uint64_t first = page.key * limits::kLeafBlocks;
+    return fail(Code::not_found,
+                "volume {}: {} of the blocks {} to {} are lost, the map leaf that said where they "
+                "lie could not be read; restore them from a backup, or free them",
+                identity_.volume, lost, first,
+                std::min(first + limits::kLeafBlocks, block_count_) - 1);
 }
 
 Task<uint64_t> BlockMap::scrub_segment(uint32_t index, std::vector<std::string>& problems) {

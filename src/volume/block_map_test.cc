@@ -149,7 +149,7 @@ TEST(BlockMap, FailedApplyIsRepeated) {
                                             {Lba(100'000), MapFixture::entry_at(segment, 1)},
                                             {Lba(200'000), MapFixture::entry_at(segment, 2)}};
     f.store.reads_until_error_ = 1;
-    EXPECT_EQ(f.apply({Lsn(2), {}, updates, {}}).error().code(), Code::io_error);
+    EXPECT_EQ(f.apply({Lsn(2), {}, updates, {}}).error().code(), Code::unavailable);
     EXPECT_EQ(f.map->begin_checkpoint(Lsn(2), Lsn(2)).error().code(), Code::busy);
     ASSERT_TRUE(f.apply({Lsn(2), {}, updates, {}}));
     ASSERT_TRUE(f.apply({Lsn(2), {}, updates, {}})) << "a repeated record changes nothing";

@@ -84,7 +84,9 @@ Checkpoint::Checkpoint(BlockMap& map, Lsn drained_lsn, Lsn meta_lsn)
       drained_lsn_(drained_lsn),
       meta_lsn_(meta_lsn),
       block_count_(map.block_count_),
-      mapped_count_(map.segments_.live_block_count()) {
+      mapped_count_(map.segments_.live_block_count()),
+      lost_count_(map.lost_count_),
+      orphan_count_max_(map.orphan_count_max_) {
     for (uint64_t key = 0; key < map.interiors_.size(); ++key) {
         BlockMap::Interior* interior = map.interiors_[key].get();
         if (interior == nullptr || interior->dirty.none()) continue;
@@ -291,6 +293,22 @@ Result<void> Checkpoint::copy_page(const PageRead& page, Bytes bytes) {
     return {};
 }
 
+// What can be read of the pages. The others stay where they are, and their segment with them.
+Task<Result<void>> Checkpoint::read_singly(std::span<const PageRead> pages,
+                                           std::vector<std::pair<PageRead, Buffer>>& out) {
+    out.clear();
+    for (const PageRead& page : pages) {
+        Result<Buffer> bytes = co_await map_.reader_.read(page.slot);
+        if (bytes) {
+            out.emplace_back(page, std::move(*bytes));
+        } else if (bytes.error().code() != Code::io_error &&
+                   bytes.error().code() != Code::corrupt) {
+            co_return fail(std::move(bytes).error());
+        }
+    }
+    co_return Result<void>{};
+}
+
 Task<Result<void>> Checkpoint::move_pages() {
     if (victims_.empty()) co_return Result<void>{};
     std::vector<PageRead> pages;
@@ -315,7 +333,8 @@ Task<Result<void>> Checkpoint::move_pages() {
             read.emplace_back(page, Buffer::copy_of(bytes));
             return {};
         };
-        CO_TRY(co_await map_.reader_.read_all(std::move(window), std::move(handler)));
+        auto outcome = co_await map_.reader_.read_all(window, std::move(handler));
+        if (!outcome) CO_TRY(co_await read_singly(window, read));
         for (const auto& [page, bytes] : read) {
             CO_TRY(co_await make_room());
             CO_TRY(copy_page(page, bytes.bytes()));
@@ -369,6 +388,8 @@ Task<Result<void>> Checkpoint::write_root() {
     root.meta_lsn = meta_lsn_;
     root.block_count = block_count_;
     root.mapped_count = mapped_count_;
+    root.lost_count = lost_count_;
+    root.orphan_count_max = orphan_count_max_;
     for (uint32_t key = 0; key < map_.interiors_.size(); ++key) {
         const auto& interior = map_.interiors_[key];
         if (interior && interior->page) root.interiors.push_back({key, 0, interior->page});

@@ -49,6 +49,8 @@ class Checkpoint {
 
     void encode_leaf_page(uint64_t leaf_index, std::span<const LeafItem> items);
     void encode_next(BlockMap::Interior& interior, uint64_t key);
+    runtime::Task<Result<void>> read_singly(std::span<const PageRead> pages,
+                                            std::vector<std::pair<PageRead, Buffer>>& out);
     Result<void> copy_page(const PageRead& page, Bytes bytes);
     void push(Kind kind, uint64_t key, uint32_t bytes, uint32_t crc, uint32_t generation);
     void install(const Item& item, const format::PageSlot& slot);
@@ -66,6 +68,7 @@ class Checkpoint {
     Lsn drained_lsn_, meta_lsn_;
     uint64_t block_count_;
     uint64_t mapped_count_;
+    uint64_t lost_count_, orphan_count_max_;
     std::vector<uint64_t> keys_;  // interior pages with pending leaves
     std::vector<SegmentTable::CutPage> segment_pages_;
     uint64_t bytes_expected_ = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <boost/container/small_vector.hpp>
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -74,6 +75,8 @@ class BlockLocks {
     runtime::WaitList changed_;
 };
 
+inline constexpr Duration kCleanAgainAfter = std::chrono::minutes(10);
+
 // A segment that takes payload of large writes until a drain seals it.
 struct OpenSegment {
     SegmentHandle handle;
@@ -101,6 +104,13 @@ struct VolumeCore {
     std::optional<Error> fault;
     bool stopping = false;
     VolumeStats counters;
+    // Segments that cleaning could not empty, because of a damaged block or map leaf: it would try
+    // for ever. A change of what is lost is worth another try, and so are some minutes.
+    struct GivenUp {
+        uint64_t loss_changes = 0;
+        Time at{};
+    };
+    std::map<SegmentId, GivenUp> uncleanable;
 
     // ---- writer ----
     std::deque<InFlight> in_flight;      // by LSN
@@ -155,6 +165,11 @@ struct VolumeCore {
     Result<void> check_access(uint64_t offset, uint64_t bytes) const;
     uint64_t size_bytes() const { return map->block_count() * kBlockBytes; }
     Pressure pressure() const;
+    bool is_uncleanable(const SegmentId& id) const {
+        auto at = uncleanable.find(id);
+        return at != uncleanable.end() && at->second.loss_changes == map->loss_changes() &&
+               resources.env.clock.now() - at->second.at < kCleanAgainAfter;
+    }
     VolumeStats stats() const;
     // Tells the background once that a bound was crossed; alone, starts the work itself.
     void notice();
@@ -232,6 +247,7 @@ struct VolumeCore {
     // Whole blocks; no accounting.
     Task<Result<void>> read_blocks(Lba first, Buffer into);
     Error corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba);
+    Error lost_block(Lba lba) const;
 
     // ---- drain.cc ----
     Task<Result<void>> drain();

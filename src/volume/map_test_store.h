@@ -61,7 +61,7 @@ class RamPageStore final : public PageStore {
         co_await runtime::yield();
         if (reads_until_error_ && (*reads_until_error_)-- == 0) {
             reads_until_error_.reset();
-            co_return fail(Code::io_error, "a read failed, as asked");
+            co_return fail(Code::unavailable, "a read failed, as asked");
         }
         auto at = segments_.find(segment);
         if (at == segments_.end()) co_return fail(Code::not_found, "no segment {}", segment);

@@ -92,6 +92,16 @@ Error VolumeCore::corrupt_block(const SegmentHandle& handle, format::Place place
                     lba));
 }
 
+Error VolumeCore::lost_block(Lba lba) const {
+    uint64_t first = round_down(lba.value, limits::kLeafBlocks);
+    return Error(Code::corrupt,
+                 fmt::format("volume {}: block {} (4096 bytes at {}) is lost: the map leaf that "
+                             "said where blocks {} to {} lie could not be read; restore it from a "
+                             "backup (writing it makes it readable again)",
+                             params.id, lba, lba.value * kBlockBytes, first,
+                             std::min(first + limits::kLeafBlocks, map->block_count()) - 1));
+}
+
 Task<Result<void>> VolumeCore::read_blocks(Lba first, Buffer into) {
     auto block_count = static_cast<uint32_t>(into.size() / kBlockBytes);
     CHECK(block_count <= kReadBlocksMax);
@@ -121,6 +131,7 @@ Task<Result<void>> VolumeCore::read_blocks(Lba first, Buffer into) {
         if (!map->lookup_cached(start, entries)) CO_TRY(co_await map->lookup(start, entries));
         for (uint32_t i = low; i <= high; ++i) {
             if (!missing.test(i)) continue;
+            if (entries[i - low].is_lost()) co_return fail(lost_block(Lba(first.value + i)));
             if (entries[i - low]) {
                 found_all &= add_block(*this, plan, i, entries[i - low]);
             } else {

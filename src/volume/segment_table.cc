@@ -123,6 +123,15 @@ void SegmentTable::count_live(uint32_t index, int64_t delta) {
     if (now == 0) note_if_dead(index);
 }
 
+void SegmentTable::correct_live(uint32_t index, uint32_t live_count) {
+    CHECK(is_used(index));
+    SegmentEntry& at = entry(index);
+    CHECK(!is_map(at) && live_count <= at.live_count);
+    live_block_count_ -= at.live_count - live_count;
+    at.live_count = live_count;
+    touch(index);
+}
+
 void SegmentTable::note_if_dead(uint32_t index) {
     if (is_dead(entry(index)) && !status(index).taken) dead_.push_back(index);
 }

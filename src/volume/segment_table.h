@@ -73,6 +73,10 @@ class SegmentTable {
     // Moves a live count. Requires: the index is in use and the count stays within its type.
     void count_live(uint32_t index, int64_t delta);
 
+    // What a count should be, where a lost leaf left it too high. Nothing is deletable by it before
+    // the next checkpoint: a replay from the last one counts as before. Requires: not above it.
+    void correct_live(uint32_t index, uint32_t live_count);
+
     // Where blocks may be gained by cleaning: sealed data, relocated and large segments that are
     // neither full nor dead, best score first, at most `count_max`. `now` = the volume's last LSN.
     std::vector<CleanCandidate> candidates(Lsn now, uint32_t count_max) const;

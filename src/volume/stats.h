@@ -41,6 +41,7 @@ struct VolumeStats {
     OperationStats write;
     OperationStats zero;
     uint64_t corrupt_blocks = 0;  // found by reads, drains, cleaning
+    uint64_t lost_blocks = 0;     // whose map leaf could not be read
     uint64_t drains = 0;
     uint64_t drained_bytes = 0;
     uint64_t relocated_bytes = 0;  // written by the cleaner; amplification = this / drained

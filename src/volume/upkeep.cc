@@ -165,7 +165,19 @@ class Mover {
         SegmentHandle handle;
         std::vector<SegmentBlock> live;  // ascending by place
     };
+    // A segment that counts more blocks alive than the map named.
+    struct Suspect {
+        uint32_t index = 0;
+        SegmentId id;
+        std::vector<format::SegmentIndexEntry> entries;
+    };
     Task<Result<void>> collect(uint32_t index);
+    // The entry of a block, or nothing: its leaf cannot be read or is lost.
+    Task<Result<std::optional<MapEntry>>> find(Lba lba);
+    Task<Result<void>> recount(const Suspect& suspect);
+    void give_up_on(const SegmentId& id) {
+        core_.uncleanable[id] = {core_.map->loss_changes(), core_.resources.env.clock.now()};
+    }
     void cut(const SegmentHandle& handle, std::vector<SegmentBlock> live);
     Task<void> load();
     Task<void> load_some();
@@ -183,7 +195,9 @@ class Mover {
     std::vector<SegmentBlock> blocks_;
     std::vector<Output> outputs_;
     std::vector<Relocation> relocations_;
-    std::optional<Error> damage_;  // a block that could not be read; the others are moved
+    std::vector<Suspect> suspects_;
+    std::optional<Error> damage_;  // a block or leaf that could not be read; the others are moved
+    std::optional<uint64_t> unreadable_leaf_;  // the last one met
 };
 
 Task<Result<void>> Mover::collect(uint32_t index) {
@@ -197,20 +211,73 @@ Task<Result<void>> Mover::collect(uint32_t index) {
     if (entry->sealed_lsn > core_.meta_lsn) co_return Result<void>{};
     SegmentHandle handle = *found;
     auto sealed = co_await read_index(handle);
-    if (!sealed) co_return fail(std::move(sealed).error());
+    if (!sealed) {
+        give_up_on(handle.id());
+        co_return fail(std::move(sealed).error());
+    }
     std::vector<SegmentBlock> live;
+    bool has_lost = false;
     for (const format::SegmentIndexEntry& item : sealed->entries) {
         if (item.lba.value >= core_.map->block_count()) continue;
-        MapEntry now;
-        std::span<MapEntry> out(&now, 1);
-        if (!core_.map->lookup_cached(item.lba, out)) {
-            CO_TRY(co_await core_.map->lookup(item.lba, out));
-        }
+        CO_TRY_ASSIGN(std::optional<MapEntry> now, co_await find(item.lba));
         MapEntry here = item.map_entry(index);
-        if (now.place != here.place) continue;
+        has_lost |= !now.has_value();
+        if (!now || now->place != here.place) continue;
         live.push_back({item.lba, item.lsn, {}, here.crc, here.place});
     }
+    entry = core_.map->segments().find(index);
+    CHECK(entry != nullptr && entry->id == handle.id(), "the upkeep lock keeps it");
+    if (has_lost) {
+        // What a lost leaf named may be here: it stays until nothing is lost any more.
+        give_up_on(handle.id());
+    } else if (entry->live_count > live.size()) {
+        suspects_.push_back({index, handle.id(), std::move(sealed->entries)});
+    }
     cut(handle, std::move(live));
+    co_return Result<void>{};
+}
+
+Task<Result<std::optional<MapEntry>>> Mover::find(Lba lba) {
+    MapEntry entry;
+    std::span<MapEntry> out(&entry, 1);
+    if (!core_.map->lookup_cached(lba, out)) {
+        uint64_t leaf = lba.value / limits::kLeafBlocks;
+        if (unreadable_leaf_ == leaf) co_return std::nullopt;
+        auto found = co_await core_.map->lookup(lba, out);
+        if (!found && found.error().code() != Code::corrupt &&
+            found.error().code() != Code::io_error) {
+            co_return fail(std::move(found).error());
+        }
+        if (!found) {
+            unreadable_leaf_ = leaf;
+            damage_ = std::move(found).error();
+            co_return std::nullopt;
+        }
+    }
+    if (entry.is_lost()) co_return std::nullopt;
+    co_return entry;
+}
+
+// A leaf that was lost left counts behind: what it named here, nobody can find any more, and every
+// block in the index has been written or freed since. Otherwise the segment would stay for ever.
+Task<Result<void>> Mover::recount(const Suspect& suspect) {
+    auto no_change = co_await core_.meta.lock();
+    CO_TRY(core_.healthy());
+    uint32_t named = 0;
+    for (const format::SegmentIndexEntry& item : suspect.entries) {
+        if (item.lba.value >= core_.map->block_count()) continue;
+        CO_TRY_ASSIGN(std::optional<MapEntry> now, co_await find(item.lba));
+        if (!now) co_return Result<void>{};
+        if (now->place == item.map_entry(suspect.index).place) ++named;
+    }
+    const SegmentEntry* entry = core_.map->segments().find(suspect.index);
+    if (entry == nullptr || entry->id != suspect.id || entry->live_count <= named) {
+        co_return Result<void>{};
+    }
+    PROBE("volume.relocate.recounted");
+    LOG_INFO("segment recounted after lost map leaves volume={} segment={} counted={} named={}",
+             core_.params.id, suspect.id, entry->live_count, named);
+    core_.map->segments().correct_live(suspect.index, named);
     co_return Result<void>{};
 }
 
@@ -241,12 +308,16 @@ Task<void> Mover::load_stretch(Stretch& stretch) {
         block.data = data.slice(at - begin, kBlockBytes);
         if (!whole) {
             auto alone = co_await store.read(stretch.handle.pin, at, block.data);
-            if (!alone) damage_ = std::move(alone).error();
-            if (!alone) continue;
+            if (!alone) {
+                give_up_on(stretch.handle.id());
+                damage_ = std::move(alone).error();
+                continue;
+            }
         }
         if (crc32c(block.data.bytes()) == block.crc) {
             blocks_.push_back(std::move(block));
         } else {
+            give_up_on(stretch.handle.id());
             damage_ = core_.corrupt_block(stretch.handle, block.old_place, block.lba);
         }
     }
@@ -369,6 +440,8 @@ Task<Result<void>> Mover::run(std::vector<uint32_t> indexes) {
             co_return outcome;
         }
     }
+    for (const Suspect& suspect : suspects_)
+        CO_TRY(co_await recount(suspect));
     if (damage_.has_value()) co_return fail(*damage_);
     co_return Result<void>{};
 }

@@ -215,6 +215,7 @@ Pressure VolumeCore::pressure() const {
 VolumeStats VolumeCore::stats() const {
     VolumeStats out = counters;
     out.undrained_bytes = (overlay.data_blocks() + overlay.reference_blocks()) * kBlockBytes;
+    out.lost_blocks = map->lost_count();
     out.live_bytes = map->mapped_count() * kBlockBytes + out.undrained_bytes;
     out.stored_bytes = segments.stored_bytes();
     out.segment_count = map->segments().segment_count();
@@ -360,7 +361,8 @@ std::vector<SegmentView> Volume::segments() const {
                        .age_lsn = entry->age_lsn,
                        .block_count = entry->block_count,
                        .live_count = entry->live_count,
-                       .unit_count = handle->pin.info().unit_count});
+                       .unit_count = handle->pin.info().unit_count,
+                       .is_damaged = core_->is_uncleanable(entry->id)});
     }
     return out;
 }

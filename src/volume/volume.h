@@ -78,6 +78,7 @@ struct SegmentView {
     uint32_t block_count = 0;  // as sealed
     uint32_t live_count = 0;
     uint32_t unit_count = 0;
+    bool is_damaged = false;  // cleaning it does not empty it
 };
 
 // What a scrub of one segment found: each problem names device, segment, offset and volume.

@@ -336,5 +336,203 @@ TEST(VolumeFault, AFailedDrainLeavesOutWhatIsSupersededMeanwhile) {
     rig.expect_all();
 }
 
+// The leaves of blocks 0.. and 1024.. and so on, in this order, at the front of the map segment.
+uint64_t leaf_page_offset(Rig& rig) {
+    SegmentId map_segment{};
+    for (const SegmentView& segment : rig.volume->segments()) {
+        if (segment.kind == format::SegmentKind::map) map_segment = segment.id;
+    }
+    CHECK(map_segment);
+    return device_offset(rig, map_segment, format::kSegmentDataOffset);
+}
+
+// One bad leaf: only what it alone knew is lost, and says so; the volume serves, is written,
+// drained, checkpointed, cleaned and opened again.
+TEST(VolumeFault, ACorruptMapLeafHurtsNoMoreThanItsOwnBlocks) {
+    for (bool is_unreadable : {false, true}) {
+        Rig rig(60);
+        rig.make();
+        ASSERT_TRUE(rig.world.run(rig.write(0, 64 * kKiB)));
+        ASSERT_TRUE(rig.world.run(rig.write(4 * kMiB, 64 * kKiB)));
+        ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+        ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+        uint64_t page = leaf_page_offset(rig);
+        rig.stop();
+        if (is_unreadable) {
+            // Its neighbour in the same 4 KiB is lost with it.
+            rig.world.disk(Rig::kPath)
+                .add_fault({.operation = sim::DiskOperation::read,
+                            .effect = sim::DiskEffect::io_error,
+                            .offset = page,
+                            .bytes = kBlockBytes});
+        } else {
+            rig.world.disk(Rig::kPath).corrupt(page + 70);
+        }
+        rig.start_node();
+        rig.open();
+        auto read = rig.world.run(read_block(*rig.volume, 8192));
+        ASSERT_FALSE(read);
+        EXPECT_EQ(read.error().code(), is_unreadable ? Code::io_error : Code::corrupt);
+        EXPECT_NE(read.error().message().find(Rig::kPath), std::string::npos)
+            << read.error().message();
+        EXPECT_GT(rig.device->errors().count(), 0u);
+        for (int life = 0; life < 3; ++life) {
+            ASSERT_TRUE(rig.world.run(rig.write(4096, 4096)));
+            ASSERT_TRUE(rig.world.run(rig.write(4 * kMiB, 4096)));
+            auto drained = rig.world.run(rig.volume->drain());
+            ASSERT_TRUE(drained) << drained.error().text();
+            EXPECT_FALSE(rig.volume->faulted().has_value());
+            EXPECT_EQ(rig.world.run(rig.check(4096, 4096)), "");
+            if (!is_unreadable) EXPECT_EQ(rig.world.run(rig.check(4 * kMiB, 64 * kKiB)), "");
+            read = rig.world.run(read_block(*rig.volume, 8192));
+            ASSERT_FALSE(read) << "never zeros";
+            EXPECT_EQ(read.error().code(), Code::corrupt);
+            if (life == 1 || is_unreadable) ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+            rig.world.disk(Rig::kPath).clear_faults();
+            std::vector<uint32_t> indexes;
+            for (const SegmentView& segment : rig.volume->segments())
+                indexes.push_back(segment.index);
+            std::ignore = rig.world.run(rig.volume->relocate(indexes, 2));
+            EXPECT_FALSE(rig.volume->faulted().has_value());
+            rig.crash();
+            rig.recover();
+            ASSERT_FALSE(HasFatalFailure());
+        }
+        // Writing and freeing make it whole again.
+        ASSERT_TRUE(rig.world.run(rig.write(8192, 4096)));
+        ASSERT_TRUE(rig.world.run(rig.zero(12288, 8 * kMiB - 12288)));
+        ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+        ASSERT_TRUE(rig.world.run(rig.write(0, 4096)));
+        ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+        rig.expect_all();
+        rig.crash();
+        rig.recover();
+        rig.expect_all();
+    }
+}
+
+TEST(VolumeFault, ADeviceThatAnswersNothingTakesNoLeafAway) {
+    Rig rig(61);
+    rig.make();
+    ASSERT_TRUE(rig.world.run(rig.write(0, 64 * kKiB)));
+    ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+    rig.reopen();
+    ASSERT_TRUE(rig.world.run(rig.write(8192, 4096)));
+    rig.world.disk(Rig::kPath)
+        .add_fault({.operation = sim::DiskOperation::read, .effect = sim::DiskEffect::io_error});
+    auto drained = rig.world.run(rig.volume->drain());
+    ASSERT_FALSE(drained);
+    EXPECT_EQ(drained.error().code(), Code::io_error);
+    rig.world.disk(Rig::kPath).clear_faults();
+    rig.crash();
+    rig.recover();
+    rig.expect_all();
+}
+
+TEST(VolumeFault, AScrubChecksMapPages) {
+    Rig rig(62);
+    rig.make();
+    ASSERT_TRUE(rig.world.run(rig.write(0, 64 * kKiB)));
+    ASSERT_TRUE(rig.world.run(rig.write(4 * kMiB, 64 * kKiB)));
+    ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+    uint64_t page = leaf_page_offset(rig);
+    auto scrub = [&rig] {
+        std::vector<std::string> problems;
+        uint64_t bytes = 0;
+        for (const SegmentView& segment : rig.volume->segments()) {
+            auto found = rig.world.run(rig.volume->scrub(segment.index));
+            CHECK(found.has_value());
+            bytes += found->bytes_checked;
+            problems.insert(problems.end(), found->problems.begin(), found->problems.end());
+        }
+        EXPECT_GT(bytes, 128 * kKiB);
+        return problems;
+    };
+    EXPECT_TRUE(scrub().empty());
+    // A leaf; the interior page, the segment table page and the root, 4 KiB each further on.
+    for (uint64_t at : {page + 100, page + 512 + 70, page + 4096 + 70, page + 2 * 4096 + 100,
+                        page + 3 * 4096 + 100}) {
+        rig.world.disk(Rig::kPath).corrupt(at);
+        std::vector<std::string> problems = scrub();
+        ASSERT_EQ(problems.size(), 1u) << at - page;
+        for (std::string named : {std::string(Rig::kPath), std::string("0000000000000abc")})
+            EXPECT_NE(problems[0].find(named), std::string::npos) << problems[0];
+        rig.world.disk(Rig::kPath).corrupt(at);  // flips it back
+    }
+    EXPECT_TRUE(scrub().empty());
+}
+
+// Eight leaves of which one is lost and written again: more blocks count as alive than there are.
+// Cleaning finds out, and the space comes back.
+TEST(VolumeFault, WhatALostLeafNamedComesBackOnceItIsWrittenAgain) {
+    NoBackground background;
+    RigOptions options;
+    options.disk_bytes = 192 * kMiB;
+    options.overlay_bytes = 64 * kMiB;
+    Rig rig(64, options);
+    rig.background = &background;
+    rig.make();
+    for (uint64_t at = 0; at < 32 * kMiB; at += 2 * kMiB) {
+        ASSERT_TRUE(rig.world.run(write_many(rig, at, at + 2 * kMiB, 64 * kKiB)));
+        ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    }
+    ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+    uint64_t blocks = 32 * kMiB / kBlockBytes;
+    ASSERT_EQ(rig.volume->stats().live_bytes, 32 * kMiB);
+    uint64_t page = leaf_page_offset(rig);
+    rig.stop();
+    rig.world.disk(Rig::kPath).corrupt(page + 70);
+    rig.start_node();
+    rig.open();
+    ASSERT_TRUE(rig.world.run(rig.write(0, 64 * kKiB)));
+    ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    EXPECT_EQ(rig.volume->stats().lost_blocks, 1024u - 16);
+    auto clean = [&rig] {
+        std::vector<uint32_t> indexes;
+        for (const SegmentView& segment : rig.volume->segments()) {
+            if (segment.kind != format::SegmentKind::map && !segment.is_damaged &&
+                segment.live_count != 0)
+                indexes.push_back(segment.index);
+        }
+        auto moved = rig.world.run(rig.volume->relocate(indexes, 2));
+        EXPECT_TRUE(moved) << moved.error().text();
+        return indexes.size();
+    };
+    // While blocks are lost nothing of what they may have been is given away.
+    EXPECT_GT(clean(), 0u);
+    EXPECT_GT(rig.volume->stats().live_bytes, 32 * kMiB - kBlockBytes);
+    ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+    rig.crash();
+    rig.recover();
+    EXPECT_EQ(rig.volume->stats().lost_blocks, 1024u - 16);
+    for (uint64_t at : {64 * kKiB, 2 * kMiB}) {
+        uint64_t end = at < 2 * kMiB ? 2 * kMiB : 4 * kMiB;
+        ASSERT_TRUE(rig.world.run(write_many(rig, at, end, 64 * kKiB)));
+        ASSERT_TRUE(rig.world.run(rig.volume->drain()));
+    }
+    EXPECT_EQ(rig.volume->stats().lost_blocks, 0u);
+    EXPECT_GT(rig.volume->stats().live_bytes, 32 * kMiB);
+    // More blocks alive than the volume has: it opens all the same.
+    ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+    rig.crash();
+    rig.recover();
+    ASSERT_FALSE(HasFatalFailure());
+    rig.expect_all();
+    EXPECT_GT(clean(), 0u);
+    EXPECT_EQ(rig.volume->stats().live_bytes, blocks * kBlockBytes);
+    rig.crash();  // the count is corrected by a checkpoint only
+    rig.recover();
+    clean();
+    ASSERT_TRUE(rig.world.run(rig.volume->checkpoint()));
+    EXPECT_EQ(rig.volume->stats().live_bytes, blocks * kBlockBytes);
+    rig.expect_all();
+    rig.crash();
+    rig.recover();
+    EXPECT_EQ(rig.volume->stats().live_bytes, blocks * kBlockBytes);
+    rig.expect_all();
+}
+
 }  // namespace
 }  // namespace peplos::volume
