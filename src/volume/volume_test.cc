@@ -124,8 +124,8 @@ Task<void> drain_into(Rig& rig, std::optional<Result<void>>* out) {
     *out = co_await rig.volume->drain();
 }
 
-// While the seal of a drain goes into the map step by step, its segment looks half dead, and what it
-// replaces half alive.
+// While the seal of a drain goes into the map step by step, its segment looks half dead, and what
+// it replaces half alive.
 TEST(Volume, ARelocationBesideADrainTakesEachBlockOnce) {
     RigOptions options;
     options.disk_bytes = 192 * kMiB;
