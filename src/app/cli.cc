@@ -88,7 +88,7 @@ class Cli {
         try {
             app_.parse(argc, argv);
         } catch (const CLI::CallForHelp&) {
-            out_ << deepest()->help();
+            out_ << app_.help();
             return 0;
         } catch (const CLI::CallForVersion&) {
             out_ << "peplos " PEPLOS_VERSION "\n";
@@ -103,7 +103,7 @@ class Cli {
         }
         if (words) return complete(std::move(*words));
         if (!action_) {
-            out_ << deepest()->help();
+            out_ << app_.help();
             return 2;
         }
         auto done = action_();
