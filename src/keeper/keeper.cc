@@ -123,6 +123,20 @@ void Keeper::queue_largest() {
     if (largest) queue_drain(largest);
 }
 
+// Changed map leaves take too much memory: whoever holds most of them goes first, idle or not.
+void Keeper::queue_dirtiest(const EntryPtr& but) {
+    EntryPtr dirtiest;
+    uint64_t bytes = 0;
+    for (const auto& [volume, entry] : entries_) {
+        uint64_t held = volume->pressure().dirty_leaf_bytes;
+        if (held > bytes) {
+            bytes = held;
+            dirtiest = entry;
+        }
+    }
+    if (dirtiest && dirtiest != but) queue_upkeep(dirtiest);
+}
+
 // The journal is full and somebody waits: idle volumes may hold the rest of it, and nothing else
 // would ever make them drain. Those that hold most go first, until `bytes` come free. Visits every
 // open volume, only then.
@@ -173,6 +187,7 @@ bool Keeper::checkpoint_due(const Entry& entry, const Pressure& pressure) {
     if (pressure.replay_records == 0) return false;
     return pressure.replay_bytes >= options_.replay_bytes_max ||
            pressure.replay_records >= options_.replay_records_max ||
+           pressure.dirty_leaf_count >= options_.replay_leaves_max ||
            leaf_cache_->needs_checkpoint() || pressure.is_meta_heavy() ||
            (entry.touched && env_.clock.now() - entry.touched_at >= options_.checkpoint_interval);
 }
@@ -263,6 +278,7 @@ Task<void> Keeper::release_dead(EntryPtr entry) {
 
 Task<void> Keeper::upkeep(EntryPtr entry) {
     Busy busy(*this, entry);
+    if (leaf_cache_->needs_checkpoint()) queue_dirtiest(entry);
     if (checkpoint_due(*entry, entry->volume->pressure())) {
         co_await checkpoint_one(entry);
     } else {

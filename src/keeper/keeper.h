@@ -21,6 +21,8 @@ struct KeeperOptions {
     // What a restart may have to re-read before a checkpoint is due.
     uint64_t replay_bytes_max = 2 * kGiB;
     uint64_t replay_records_max = 2048;
+    // Map leaves that it may have to read for that.
+    uint64_t replay_leaves_max = 32'768;
     Duration checkpoint_interval = std::chrono::minutes(10);
     // The one timer of the node; it does nothing for idle volumes.
     Duration tick = std::chrono::milliseconds(500);
@@ -126,6 +128,7 @@ class Keeper final : public volume::Background {
     void queue_drain(const EntryPtr& entry);
     void queue_upkeep(const EntryPtr& entry);
     void queue_largest();
+    void queue_dirtiest(const EntryPtr& but);
     void queue_journal_holders(uint64_t bytes);
     void note(const char* what, const volume::Volume& volume, const Error& error);
     std::vector<EntryPtr> entries_now() const;

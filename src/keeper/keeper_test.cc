@@ -1,6 +1,8 @@
 #include "keeper/keeper.h"
 
+#include "format/segment_layout.h"
 #include "keeper/clean_policy.h"
+#include "keeper/scrub.h"
 #include "volume/volume_test_rig.h"
 
 namespace peplos::keeper {
@@ -213,6 +215,84 @@ TEST_F(KeeperTest, AWriterHearsOfDrainsThatFailAndGoesOnLater) {
         TearDown();
         rig.reset();
     }
+}
+
+TEST_F(KeeperTest, WhatGoesBadInTheJournalIsDrainedFromMemory) {
+    RigOptions options;
+    options.overlay_bytes = 64 * kMiB;
+    make(options);
+    ASSERT_TRUE(rig->world.run(rig->write(0, 64 * kKiB)));
+    auto& ring = rig->device->ring();
+    uint64_t sequence = ring.newest_sequence();
+    uint64_t at = ring.device_offset_of({sequence, 0, 0}) + kBlockBytes;  // its payload
+    rig->world.disk(Rig::kPath).corrupt(at + 10);
+    ASSERT_TRUE(keeper->start_scrub());
+    rig->world.run_for(std::chrono::seconds(5));
+    ASSERT_EQ(keeper->scrub_report().problems.size(), 1u);
+    EXPECT_NE(keeper->scrub_report().problems[0].find(Rig::kPath), std::string::npos);
+    EXPECT_GT(keeper->stats().drains, 0u);
+    EXPECT_FALSE(rig->volume->pressure().is_endangered);
+    rig->crash();
+    keeper = std::make_unique<Keeper>(rig->world.env());
+    rig->background = keeper.get();
+    rig->recover();
+    ASSERT_FALSE(HasFatalFailure());
+    keeper->opened(*rig->volume);
+    rig->expect_all();
+}
+
+TEST_F(KeeperTest, AScrubChecksTheMapPagesOfClosedVolumes) {
+    make({});
+    ASSERT_TRUE(rig->world.run(rig->write(0, 64 * kKiB)));
+    ASSERT_TRUE(rig->world.run(rig->volume->drain()));
+    ASSERT_TRUE(rig->world.run(rig->volume->checkpoint()));
+    SegmentId map_segment{};
+    for (const SegmentView& segment : rig->volume->segments()) {
+        if (segment.kind == format::SegmentKind::map) map_segment = segment.id;
+    }
+    media::SegmentStore& store = rig->device->segments();
+    std::string place = store.place_of(store.find(map_segment), format::kSegmentDataOffset);
+    ScrubReport good;
+    rig->world.run(scrub_unopened(store, map_segment, good));
+    EXPECT_TRUE(good.problems.empty()) << good.problems[0];
+    uint64_t units = 0;
+    sscanf(place.c_str(), "disk0 at offset %lu", &units);
+    ASSERT_GT(units, 16 * kMiB);
+    rig->world.disk(Rig::kPath).corrupt(units + 100);
+    ScrubReport bad;
+    rig->world.run(scrub_unopened(store, map_segment, bad));
+    ASSERT_EQ(bad.problems.size(), 1u);
+    EXPECT_NE(bad.problems[0].find(place), std::string::npos) << bad.problems[0];
+}
+
+TEST_F(KeeperTest, SparseWritesAreCheckpointedBeforeTheyTakeLongToReplay) {
+    make({}, KeeperOptions{.replay_leaves_max = 500});
+    volume::VolumeParams params{.id = VolumeId(1),
+                                .lineage = LineageId(1),
+                                .size_bytes = 16 * kGiB,
+                                .sector_bytes = 4096,
+                                .epoch = Epoch(1),
+                                .token = OpenToken(1),
+                                .recorded = {}};
+    auto made = rig->world.run(volume::Volume::create(*rig->resources, params));
+    ASSERT_TRUE(made) << made.error().text();
+    std::unique_ptr<volume::Volume> sparse = std::move(*made);
+    keeper->opened(*sparse);
+    // One block in each of 2,000 leaves, 100 in a drain.
+    uint64_t most = 0;
+    for (uint64_t i = 0; i < 2000; ++i) {
+        Buffer block = Buffer::zeroed(kBlockBytes);
+        ASSERT_TRUE(rig->world.run(sparse->write(i * 4 * kMiB, std::move(block))));
+        if (i % 100 != 99) continue;
+        ASSERT_TRUE(rig->world.run(sparse->drain()));
+        most = std::max(most, sparse->pressure().dirty_leaf_count);
+        keeper->wants(*sparse);
+        rig->world.run_for(std::chrono::seconds(1));
+    }
+    EXPECT_GE(keeper->stats().checkpoints, 3u);
+    EXPECT_LE(most, 600u);
+    rig->world.run(keeper->closing(*sparse));
+    rig->world.run(sparse->stop());
 }
 
 TEST_F(KeeperTest, IdleVolumesCostNothing) {

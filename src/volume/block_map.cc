@@ -353,6 +353,7 @@ Leaf& BlockMap::leaf_for_change(uint64_t leaf_index) {
     Slot& slot = interior.slots[number];
     CHECK(!is_missing(leaf_index));
     if (interior.pending[number]) capture(interior, leaf_index);
+    if (!interior.dirty[number]) ++dirty_leaf_count_;
     interior.dirty[number] = true;
     if (!is_leaf(slot.leaf)) {
         slot.leaf = new Leaf(this, leaf_index);

@@ -144,6 +144,8 @@ class BlockMap {
 
     // Bytes of leaves that the next checkpoint has to write, as they are in RAM.
     uint64_t dirty_bytes() const { return dirty_bytes_; }
+    // How many leaves these are: what a replay of the changes since then would have to read.
+    uint64_t dirty_leaf_count() const { return dirty_leaf_count_; }
     // Fixes the cut, in time proportional to the interior pages and stale table pages; no I/O.
     // `drained_lsn`, `meta_lsn`: what the state covers, for recovery.
     // Errors: busy (a checkpoint runs, or an apply does or has failed).
@@ -294,6 +296,7 @@ class BlockMap {
     std::vector<std::unique_ptr<Interior>> interiors_;
     std::unordered_map<uint64_t, std::shared_ptr<Loading>> loading_;
     uint64_t dirty_bytes_ = 0;
+    uint64_t dirty_leaf_count_ = 0;
     uint64_t lost_count_ = 0;
     uint64_t loss_changes_ = 0;
     uint64_t orphan_count_max_ = 0;  // blocks counted alive that no leaf names, at most

@@ -92,6 +92,7 @@ Checkpoint::Checkpoint(BlockMap& map, Lsn drained_lsn, Lsn meta_lsn)
         if (interior == nullptr || interior->dirty.none()) continue;
         CHECK(interior->pending.none() && interior->captured.empty());
         interior->pending = std::exchange(interior->dirty, {});
+        map.dirty_leaf_count_ -= interior->pending.count();
         keys_.push_back(key);
         bytes_expected_ += interior->pending.count() * format::kPlaceUnitBytes;
         bytes_expected_ += format::kPageBytesMax;
@@ -136,7 +137,9 @@ void Checkpoint::restore() {
     // In flight and lost: what was encoded into a batch that did not get written.
     for (const Item& item : items_) {
         if (item.kind == Kind::leaf) {
-            map_.interior_of(item.key).dirty[BlockMap::slot_number(item.key)] = true;
+            auto was = map_.interior_of(item.key).dirty[BlockMap::slot_number(item.key)];
+            if (!was) ++map_.dirty_leaf_count_;
+            was = true;
         } else if (item.kind == Kind::interior) {
             map_.interiors_[item.key]->page_dirty = true;
         }
@@ -144,7 +147,9 @@ void Checkpoint::restore() {
     items_.clear();
     for (uint64_t key : keys_) {
         BlockMap::Interior& interior = *map_.interiors_[key];
+        map_.dirty_leaf_count_ -= interior.dirty.count();
         interior.dirty |= std::exchange(interior.pending, {});
+        map_.dirty_leaf_count_ += interior.dirty.count();
         interior.captured.clear();
     }
     // All of them: a page written for a cut that failed leaves out what is still listed.

@@ -99,8 +99,10 @@ Task<Result<std::vector<SegmentBlock>>> Drain::load(size_t first, size_t count) 
         const SegmentHandle* found = core_.segments.find(item.entry->place.segment_index());
         CHECK(found != nullptr);
         SegmentHandle handle = *found;
-        CO_TRY(
-            co_await handle.store->read(handle.pin, item.entry->place.offset_bytes(), block.data));
+        auto read =
+            co_await handle.store->read(handle.pin, item.entry->place.offset_bytes(), block.data);
+        // One block that cannot be read is no reason to take the volume out of service.
+        if (!read) co_return fail(Code::corrupt, "{}", read.error().message());
         if (crc32c(block.data.bytes()) != block.crc) {
             co_return fail(core_.corrupt_block(handle, item.entry->place, block.lba));
         }

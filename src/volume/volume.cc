@@ -203,6 +203,7 @@ Pressure VolumeCore::pressure() const {
     out.replay_bytes = replay_bytes;
     out.replay_records = replay_records;
     out.dirty_leaf_bytes = map->dirty_bytes();
+    out.dirty_leaf_count = map->dirty_leaf_count();
     out.retained_bytes = log->retained_bytes();
     out.retained_meta_bytes = log->retained_meta_bytes();
     out.retained_bytes_max = log->retained_bytes_max();

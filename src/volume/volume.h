@@ -50,6 +50,7 @@ struct Pressure {
     uint64_t replay_bytes = 0;       // sealed since the last root: what a restart would re-read
     uint64_t replay_records = 0;     // meta records since the last root
     uint64_t dirty_leaf_bytes = 0;
+    uint64_t dirty_leaf_count = 0;     // leaves that a restart may have to read to replay
     uint64_t dead_segments = 0;        // nothing live, to be removed
     uint64_t dead_bytes_waiting = 0;   // dead, but only a checkpoint lets them go
     uint64_t retained_bytes = 0;       // pinned in the journal's ring
