@@ -287,20 +287,19 @@ Task<void> Keeper::upkeep(EntryPtr entry) {
 }
 
 // One cleaning step on the volume that gains most.
-Task<Keeper::Cleaning> Keeper::clean_some(double share_max) {
+Task<Keeper::Cleaning> Keeper::clean_some(double share_max, uint32_t halvings) {
     EntryPtr best_entry;
     CleanChoice best;
     // The last units belong to checkpoints: without them nothing that dies is ever removed.
     uint64_t free = space_->free_units();
-    uint64_t dirty_units = 2 * div_up(leaf_cache_->dirty_bytes(), kMiB);
-    uint64_t kept = 4 + dirty_units;
-    // A checkpoint lowers what is kept.
-    if (free <= kept) co_return dirty_units > 2 ? Cleaning::raced : Cleaning::nothing;
+    uint64_t kept = 4 + 2 * div_up(leaf_cache_->dirty_bytes(), kMiB);
+    if (free <= kept) co_return Cleaning::nothing;
+    uint64_t output_units_max = std::max<uint64_t>(1, (free - kept) >> halvings);
     std::vector<EntryPtr> entries = entries_now();
     for (const EntryPtr& entry : entries) {
         if (entry->volume->faulted().has_value()) continue;
         std::vector<volume::SegmentView> segments = entry->volume->segments();
-        std::optional<CleanChoice> choice = choose_segments(segments, share_max, free - kept);
+        std::optional<CleanChoice> choice = choose_segments(segments, share_max, output_units_max);
         if (choice && choice->gained_units > best.gained_units) {
             best = std::move(*choice);
             best_entry = entry;
@@ -313,9 +312,9 @@ Task<Keeper::Cleaning> Keeper::clean_some(double share_max) {
     ++stats_.cleanings;
     if (!moved) {
         // A drain was quicker to take the units: the next round chooses by what is left.
-        bool is_race = moved.error().code() == Code::no_space;
-        if (!is_race) note("cleaning", *best_entry->volume, moved.error());
-        co_return is_race ? Cleaning::raced : Cleaning::nothing;
+        bool is_short = moved.error().code() == Code::no_space;
+        if (!is_short) note("cleaning", *best_entry->volume, moved.error());
+        co_return is_short ? Cleaning::short_of_room : Cleaning::nothing;
     }
     // Removal waits for a root that covers the seals of what died; with little left it is due now.
     if (space_->free_units() < 2 * space_->reserve_units() || room_waiting_ != 0) {
@@ -326,8 +325,7 @@ Task<Keeper::Cleaning> Keeper::clean_some(double share_max) {
     co_return Cleaning::moved;
 }
 
-// Somebody waits for space: everything that may gain units, in the order of its cost. The devices
-// are full only when nothing can be gained: that others took what was, is no reason to say so.
+// Somebody waits for space: everything that may gain units, in the order of its cost.
 Task<void> Keeper::room_round() {
     uint64_t before = space_->available_units();
     std::vector<EntryPtr> entries = entries_now();
@@ -340,13 +338,13 @@ Task<void> Keeper::room_round() {
         }
         if (entry->volume->pressure().replay_records != 0) co_await checkpoint_one(entry);
     }
-    bool is_worth_more = false;
+    uint32_t halvings = 0;
     for (int i = 0; i < 8 && space_->available_units() <= before && !stopping_; ++i) {
-        Cleaning cleaning = co_await clean_some(0.97);
-        is_worth_more = cleaning != Cleaning::nothing;
-        if (cleaning != Cleaning::moved) break;
+        Cleaning cleaning = co_await clean_some(0.97, halvings);
+        if (cleaning == Cleaning::nothing) break;
+        if (cleaning == Cleaning::short_of_room) ++halvings;
     }
-    room_gained_ = is_worth_more || space_->available_units() > before;
+    room_gained_ = space_->available_units() > before;
     ++room_rounds_;
     room_done_.wake_all();
 }

@@ -108,11 +108,12 @@ class Keeper final : public volume::Background {
     runtime::Task<void> tend(EntryPtr entry);
     runtime::Task<void> upkeep(EntryPtr entry);
     enum class Cleaning : uint8_t {
-        moved,    // units were gained, or will be once removed
-        raced,    // others took the units that it needed; worth another attempt
-        nothing,  // nothing can be gained
+        moved,          // units were gained, or will be once removed
+        short_of_room,  // what it chose needs more units than there are
+        nothing,        // nothing can be gained
     };
-    runtime::Task<Cleaning> clean_some(double share_max);
+    // Each halving halves what it may choose.
+    runtime::Task<Cleaning> clean_some(double share_max, uint32_t halvings = 0);
     runtime::Task<void> room_round();
     runtime::Task<void> release_dead(EntryPtr entry);
     runtime::Task<void> drain_one(EntryPtr entry);
