@@ -277,8 +277,7 @@ Task<Result<void>> LocalNode::change_record(Entry& entry, control::VolumeRecord 
 // store holds counts, so that the next attempt starts from there. Gives the error for the caller.
 Task<Error> LocalNode::look_again(Entry& entry, Error why) {
     Result<StoredVolume> now = co_await read_volume(store_, entry.record().id);
-    if (!now) co_return why;
-    entry.stored = std::move(*now);
+    if (now) entry.stored = std::move(*now);
     if (why.code() != Code::conflict) co_return why;
     co_return Error(Code::unavailable,
                     fmt::format("the record of volume {:?} had changed meanwhile; repeat",

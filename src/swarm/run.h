@@ -64,7 +64,7 @@ class Run {
         VolumeId id;
         uint64_t number = 0;
         std::unique_ptr<History> history;
-        uint64_t asked_bytes = 0;  // a grow to this size may have happened
+        uint64_t asked_bytes = 0;  // grows up to this size may have happened
         bool mounted = false;
         bool leaving = false;  // being removed: no new operations
         bool removal_asked = false;

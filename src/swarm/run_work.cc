@@ -48,8 +48,11 @@ Task<void> Run::pick_up(Disk& disk) {
         problem_ = fmt::format("volume {} is lost: {}", disk.name, found.error().text());
         co_return;
     }
+    // Of an unmount that was never answered nobody knows whether it happened; to mount it once more
+    // for the same caller is no second mount.
+    bool is_mounted = disk.mounted && !disk.leaving;
     disk.leaving = disk.removal_asked = false;
-    if (!disk.mounted) {
+    if (!is_mounted) {
         auto path = co_await daemon_->node.mount(disk.name, "container");
         if (!path) {
             problem_ =
@@ -66,8 +69,8 @@ Task<void> Run::pick_up(Disk& disk) {
     }
     uint64_t bytes = device->size_bytes();
     uint64_t known = disk.history->size_bytes();
-    if (bytes != known && bytes != disk.asked_bytes) {
-        problem_ = fmt::format("volume {} has {} bytes; it had {}, and {} were asked for",
+    if (bytes < known || bytes > std::max(known, disk.asked_bytes)) {
+        problem_ = fmt::format("volume {} has {} bytes; it had {}, and at most {} were asked for",
                                disk.name, bytes, known, disk.asked_bytes);
         co_return;
     }
@@ -331,7 +334,9 @@ Task<void> Run::remove_one(Disk& disk) {
 
 Task<void> Run::grow_one(Disk& disk) {
     if (disk.leaving) co_return;
-    uint64_t bytes = disk.history->size_bytes() + random_.between(1, 4) * kMiB;
+    // One whose outcome stayed unknown may have happened.
+    uint64_t known = std::max(disk.history->size_bytes(), disk.asked_bytes);
+    uint64_t bytes = known + random_.between(1, 4) * kMiB;
     if (bytes > 2 * plan_.volume_bytes_max) co_return;
     disk.asked_bytes = bytes;
     auto grown = co_await daemon_->node.grow_volume(disk.name, bytes);

@@ -46,6 +46,13 @@ TEST(Swarm, SeedsThatFoundBugs) {
         {"crash", 59},
         // The last of them also: a drain shortened a segment before its record was durable.
         {"crash", 60},
+        // Segments went before a seal covered the records that refer to them.
+        {"swarm", 100319},
+        {"disk", 100569},
+        // A root that was written anew spoke of later records.
+        {"swarm", 101004},
+        // A mount failed for good after two changes of unknown outcome in a row.
+        {"swarm", 200356},
         // A change of the control store whose outcome stayed unknown made each later one conflict.
         {"swarm", 2},
         {"swarm", 7},
