@@ -219,7 +219,12 @@ Task<Result<void>> LocalNode::finish_deletion(StoredVolume stored) {
 
 Task<void> LocalNode::finish_deletion_later(StoredVolume stored) {
     VolumeId id = stored.record.id;
-    Result<void> done = co_await finish_deletion(std::move(stored));
+    Result<void> done = co_await finish_deletion(stored);
+    for (int i = 0; i < 50 && !done && done.error().code() == Code::busy; ++i) {
+        if (gate_.is_closed()) break;
+        co_await env_.clock.sleep_for(std::chrono::milliseconds(100));
+        done = co_await finish_deletion(stored);
+    }
     if (!done) {
         LOG_WARN("volume's space not freed yet volume={} why=\"{}\" next=\"at the next start\"", id,
                  done.error().text());

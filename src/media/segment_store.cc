@@ -375,6 +375,7 @@ Task<Result<void>> SegmentStore::remove(SegmentId id) {
     if (device_.is_failed()) co_return fail(device_.failure());
     std::unique_ptr<Entry> entry = take_entry(id);
     entry->is_removed = true;
+    ++leaving_[entry->info.volume];
     if (entry->pins != 0) {
         PROBE("media.segments.remove_pinned");
         Entry* key = entry.get();
@@ -404,6 +405,8 @@ Task<Result<void>> SegmentStore::clear(std::unique_ptr<Entry> entry) {
     set_free(info.first_unit, info.unit_count);
     CO_TRY(co_await persist(info.first_unit));
     free_run(info.first_unit, info.unit_count);
+    auto leaving = leaving_.find(info.volume);
+    if (--leaving->second == 0) leaving_.erase(leaving);
     co_return Result<void>{};
 }
 

@@ -127,6 +127,9 @@ class SegmentStore {
     std::vector<SegmentInfo> list(VolumeId volume) const;
     // What they take on the device.
     uint64_t stored_bytes(VolumeId volume) const;
+    // Whether segments of the volume that were removed are still in the table: a reader holds one,
+    // or the table's write is on its way. Until then a power cut brings them back.
+    bool is_leaving(VolumeId volume) const { return leaving_.contains(volume); }
 
     SegmentSpace space() const;
     // Whether create() of `bytes` for `purpose` would find units now.
@@ -179,6 +182,7 @@ class SegmentStore {
     std::vector<bool> written_;  // per unit: its extents are written ones
     std::unordered_map<SegmentId, std::unique_ptr<Entry>> segments_;
     std::unordered_map<VolumeId, std::set<SegmentId>> by_volume_;  // of segments_; none is empty
+    std::unordered_map<VolumeId, uint32_t> leaving_;               // removed, still in the table
     std::unordered_map<Entry*, std::unique_ptr<Entry>> removed_;   // pinned still
     uint64_t sync_started_ = 0;
     uint64_t sync_done_ = 0;

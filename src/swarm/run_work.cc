@@ -48,9 +48,8 @@ Task<void> Run::pick_up(Disk& disk) {
         problem_ = fmt::format("volume {} is lost: {}", disk.name, found.error().text());
         co_return;
     }
-    // Of an unmount that was never answered nobody knows whether it happened; to mount it once more
-    // for the same caller is no second mount.
-    bool is_mounted = disk.mounted && !disk.leaving;
+    // Of an unmount that was never answered only the node knows whether it happened.
+    bool is_mounted = disk.mounted && (!disk.leaving || !found->holders.empty());
     disk.leaving = disk.removal_asked = false;
     if (!is_mounted) {
         auto path = co_await daemon_->node.mount(disk.name, "container");

@@ -51,6 +51,8 @@ TEST(Swarm, SeedsThatFoundBugs) {
         {"disk", 100569},
         // A root that was written anew spoke of later records.
         {"swarm", 101004},
+        // A volume was forgotten while the table still had a segment of it.
+        {"crash", 100047},
         // A mount failed for good after two changes of unknown outcome in a row.
         {"swarm", 200356},
         // A change of the control store whose outcome stayed unknown made each later one conflict.

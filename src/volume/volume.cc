@@ -268,6 +268,9 @@ Task<Result<void>> Volume::destroy(Resources& resources, VolumeId volume) {
             auto removed = co_await store->remove(info.id);
             if (!removed && removed.error().code() != Code::not_found) co_return removed;
         }
+        if (store->is_leaving(volume)) {
+            co_return fail(Code::busy, "a segment of volume {} is still being read", volume);
+        }
     }
     co_return Result<void>{};
 }

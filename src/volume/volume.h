@@ -101,7 +101,9 @@ class Volume final : public BlockDevice {
     static runtime::Task<Result<std::unique_ptr<Volume>>> open(Resources& resources,
                                                                VolumeParams params);
     // Frees every segment and the log of a volume that is not open; of an open one after stop().
-    // Works on a full device; idempotent (a repeat finds nothing). Errors: io_error.
+    // Works on a full device; idempotent (a repeat finds nothing).
+    // Errors: busy (somebody still reads a segment; nobody else frees it after a power cut, so call
+    // again before the volume is forgotten), io_error.
     static runtime::Task<Result<void>> destroy(Resources& resources, VolumeId volume);
 
     // Requires: close() or stop() has resolved (or its process is dead).

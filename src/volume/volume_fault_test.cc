@@ -133,6 +133,15 @@ TEST(VolumeFault, AFullDeviceFailsCleanlyAndRecoversWithoutARestart) {
     rig.world.run(rig.volume->stop());
     rig.volume.reset();
     uint32_t free = rig.device->segments().space().free_units;
+    {
+        // A reader that is slow: until it is done a power cut would bring its segment back.
+        media::SegmentStore& store = rig.device->segments();
+        media::SegmentPin pin = store.find(store.list(Rig::kVolume).front().id);
+        auto early = rig.world.run(Volume::destroy(*rig.resources, Rig::kVolume));
+        ASSERT_FALSE(early);
+        EXPECT_EQ(early.error().code(), Code::busy);
+    }
+    rig.world.run_for(std::chrono::milliseconds(10));
     ASSERT_TRUE(rig.world.run(Volume::destroy(*rig.resources, Rig::kVolume)));
     EXPECT_GT(rig.device->segments().space().free_units, free);
     EXPECT_TRUE(rig.device->segments().list(Rig::kVolume).empty());
