@@ -109,6 +109,7 @@ Task<Result<Admission>> Ring::admit(uint64_t cost_bytes, Urgency urgency, const 
     AdmitWaiter waiter;
     waiter.cost = cost_bytes;
     waiter.owner = owner;
+    waiter.line = &waiters_;
     waiters_.push_back(&waiter);
     ++counters_.user_waits;
     short_.wake_all();
@@ -123,7 +124,7 @@ void Ring::refuse_waiting(const Error& why, const void* owner) {
     std::erase_if(waiters_, [&](AdmitWaiter* waiter) {
         if (owner != nullptr && waiter->owner != owner) return false;
         waiter->refusal = why;
-        waiter->decided.set();
+        waiter->decide();
         return true;
     });
     // Who came first may have been the one that asked for most.
@@ -146,7 +147,7 @@ void Ring::serve_waiters() {
             waiter->admission = grant(waiter->cost);
         }
         waiters_.pop_front();
-        waiter->decided.set();
+        waiter->decide();
     }
 }
 

@@ -207,13 +207,25 @@ class Ring {
         uint32_t record_bytes = 0;
         uint32_t payload_bytes = 0;
     };
-    // Someone who waits in line for room; on the stack of admit().
+    // Someone who waits in line for room; on the stack of admit(). A core that shuts down destroys
+    // that stack first: it leaves the line by itself.
     struct AdmitWaiter {
         uint64_t cost = 0;
         const void* owner = nullptr;
         Admission admission;
         std::optional<Error> refusal;
         runtime::Event decided;
+        std::deque<AdmitWaiter*>* line = nullptr;  // where it stands
+
+        AdmitWaiter() = default;
+        AdmitWaiter(const AdmitWaiter&) = delete;
+        ~AdmitWaiter() {
+            if (line != nullptr) std::erase(*line, this);
+        }
+        void decide() {
+            line = nullptr;
+            decided.set();
+        }
     };
 
     Admission grant(uint64_t bytes);

@@ -21,11 +21,24 @@ class Share {
     Share(const Share&) = delete;
     Share& operator=(const Share&) = delete;
 
+    // On the stack of who waits. A core that shuts down destroys that stack first: it leaves the
+    // line by itself.
     struct Waiter {
         uint64_t cost = 0;
         bool is_granted = false;
         std::optional<Error> refusal;  // why there will be no room; none: the log ends
         runtime::Event decided;
+        std::deque<Waiter*>* line = nullptr;  // where it stands
+
+        Waiter() = default;
+        Waiter(const Waiter&) = delete;
+        ~Waiter() {
+            if (line != nullptr) std::erase(*line, this);
+        }
+        void decide() {
+            line = nullptr;
+            decided.set();
+        }
     };
 
     uint64_t bytes_max() const { return bytes_max_; }
@@ -42,7 +55,10 @@ class Share {
     }
     // Beyond the limit: for what must not wait.
     void take(uint64_t cost) { admitted_bytes_ += cost; }
-    void wait_in_line(Waiter* waiter) { waiters_.push_back(waiter); }
+    void wait_in_line(Waiter* waiter) {
+        waiter->line = &waiters_;
+        waiters_.push_back(waiter);
+    }
     size_t waiting() const { return waiters_.size(); }
     void give_back(uint64_t cost) {
         CHECK(admitted_bytes_ >= cost);
@@ -58,7 +74,7 @@ class Share {
     // Everybody in line is told that there will be no room.
     void refuse_all() {
         for (; !waiters_.empty(); waiters_.pop_front())
-            waiters_.front()->decided.set();
+            waiters_.front()->decide();
     }
     void refuse_all(const Error& why) {
         for (Waiter* waiter : waiters_)
@@ -75,7 +91,7 @@ class Share {
             waiters_.pop_front();
             admitted_bytes_ += waiter->cost;
             waiter->is_granted = true;
-            waiter->decided.set();
+            waiter->decide();
         }
     }
 
