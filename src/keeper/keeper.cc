@@ -109,31 +109,31 @@ void Keeper::queue_upkeep(const EntryPtr& entry) {
     upkeep_work_.wake_all();
 }
 
-// Memory runs short: whoever holds most of it goes first. Visits every open volume, only then.
-void Keeper::queue_largest() {
-    EntryPtr largest;
+// The volume of which `held` says most; none when it says 0 of each. Visits every open volume.
+template <typename Held>
+Keeper::EntryPtr Keeper::find_most(Held held) const {
+    EntryPtr most;
     uint64_t bytes = 0;
     for (const auto& [volume, entry] : entries_) {
-        uint64_t held = volume->stats().undrained_bytes;
-        if (held > bytes) {
-            bytes = held;
-            largest = entry;
+        uint64_t of_this = held(*volume);
+        if (of_this > bytes) {
+            bytes = of_this;
+            most = entry;
         }
     }
-    if (largest) queue_drain(largest);
+    return most;
+}
+
+// Memory runs short: whoever holds most of it goes first.
+void Keeper::queue_largest() {
+    auto undrained = [](const Volume& volume) { return volume.stats().undrained_bytes; };
+    if (EntryPtr largest = find_most(undrained)) queue_drain(largest);
 }
 
 // Changed map leaves take too much memory: whoever holds most of them goes first, idle or not.
 void Keeper::queue_dirtiest(const EntryPtr& but) {
-    EntryPtr dirtiest;
-    uint64_t bytes = 0;
-    for (const auto& [volume, entry] : entries_) {
-        uint64_t held = volume->pressure().dirty_leaf_bytes;
-        if (held > bytes) {
-            bytes = held;
-            dirtiest = entry;
-        }
-    }
+    auto dirty = [](const Volume& volume) { return volume.pressure().dirty_leaf_bytes; };
+    EntryPtr dirtiest = find_most(dirty);
     if (dirtiest && dirtiest != but) queue_upkeep(dirtiest);
 }
 

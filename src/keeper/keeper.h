@@ -128,6 +128,8 @@ class Keeper final : public volume::Background {
     double fullness() const;
     void queue_drain(const EntryPtr& entry);
     void queue_upkeep(const EntryPtr& entry);
+    template <typename Held>
+    EntryPtr find_most(Held held) const;
     void queue_largest();
     void queue_dirtiest(const EntryPtr& but);
     void queue_journal_holders(uint64_t bytes);

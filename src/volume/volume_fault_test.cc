@@ -277,21 +277,12 @@ Task<void> write_until_error(Rig& rig, uint64_t offset, uint64_t bytes, std::opt
     --*running;
 }
 
-class NoBackground final : public Background {
-  public:
-    void opened(Volume&) override {}
-    Task<void> closing(Volume&) override { co_return; }
-    void wants(Volume&) override {}
-    Task<bool> make_room() override { co_return false; }
-    Task<void> stop() override { co_return; }
-};
-
 // Nothing drains any more when a volume stops, and a failed device never does.
 TEST(VolumeFault, WritersThatWaitForTheJournalDoNotHoldUpAStop) {
     for (bool is_failure : {false, true}) {
         RigOptions options;
         options.overlay_bytes = 64 * kMiB;
-        NoBackground background;
+        NoWork background;
         Rig rig(51, options);
         rig.background = &background;
         rig.make();
@@ -325,7 +316,7 @@ TEST(VolumeFault, WritersThatWaitForTheJournalDoNotHoldUpAStop) {
 
 // What was overwritten or freed after a drain failed takes no space in the next one.
 TEST(VolumeFault, AFailedDrainLeavesOutWhatIsSupersededMeanwhile) {
-    NoBackground background;
+    NoWork background;
     Rig rig(52);
     rig.background = &background;
     rig.make();
@@ -476,7 +467,7 @@ TEST(VolumeFault, AScrubChecksMapPages) {
 // Eight leaves of which one is lost and written again: more blocks count as alive than there are.
 // Cleaning finds out, and the space comes back.
 TEST(VolumeFault, WhatALostLeafNamedComesBackOnceItIsWrittenAgain) {
-    NoBackground background;
+    NoWork background;
     RigOptions options;
     options.disk_bytes = 192 * kMiB;
     options.overlay_bytes = 64 * kMiB;
