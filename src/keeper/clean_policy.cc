@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "format/segment_layout.h"
+#include "volume/lifetime.h"
 #include "volume/segment_writer.h"
 
 namespace peplos::keeper {
@@ -17,10 +18,22 @@ struct Scored {
     double score;
 };
 
+// Against what its units could hold: a small segment in a large run is also waste.
+double live_share(const SegmentView& segment) {
+    double room =
+        segment.unit_count * double(format::segment_block_count_max(limits::kSegmentUnitBytes));
+    return std::min(1.0, segment.live_count / room);
+}
+
+bool is_cleanable(const SegmentView& segment, double live_share_max) {
+    return segment.kind != SegmentKind::map && segment.live_count != 0 && !segment.is_damaged &&
+           live_share(segment) <= live_share_max;
+}
+
 std::optional<CleanChoice> take_class(std::span<const Scored> scored, uint8_t lifetime_class,
                                       uint64_t blocks_max) {
     CleanChoice choice;
-    choice.lifetime_class = std::min<uint8_t>(lifetime_class + 1, format::kSegmentClassCount - 1);
+    choice.lifetime_class = volume::survivor_class(lifetime_class);
     uint64_t units = 0;
     for (const Scored& item : scored) {
         const SegmentView& segment = *item.segment;
@@ -30,7 +43,7 @@ std::optional<CleanChoice> take_class(std::span<const Scored> scored, uint8_t li
         choice.live_blocks += segment.live_count;
         units += segment.unit_count;
     }
-    uint64_t needed = volume::units_for_blocks(choice.live_blocks);
+    uint64_t needed = volume::run_units_for_blocks(choice.live_blocks);
     if (choice.segments.empty() || units <= needed) return std::nullopt;
     choice.gained_units = units - needed;
     return choice;
@@ -65,13 +78,8 @@ std::optional<CleanChoice> choose_segments(std::span<const SegmentView> segments
         now = std::max(now, segment.age_lsn.value + 1);
     std::vector<Scored> scored;
     for (const SegmentView& segment : segments) {
-        if (segment.kind == SegmentKind::map || segment.live_count == 0) continue;
-        if (segment.is_damaged) continue;
-        // Against what its units could hold: a small segment in a large run is also waste.
-        double room =
-            segment.unit_count * double(format::segment_block_count_max(limits::kSegmentUnitBytes));
-        double share = std::min(1.0, segment.live_count / room);
-        if (share > live_share_max) continue;
+        if (!is_cleanable(segment, live_share_max)) continue;
+        double share = live_share(segment);
         double age = double(now - segment.age_lsn.value);
         scored.push_back({&segment, age * (1 - share) / (1 + share)});
     }
@@ -84,6 +92,25 @@ std::optional<CleanChoice> choose_segments(std::span<const SegmentView> segments
         if (choice && (!best || choice->gained_units > best->gained_units)) best = choice;
     }
     return best;
+}
+
+uint64_t dead_units(std::span<const SegmentView> segments) {
+    uint64_t units = 0;
+    for (const SegmentView& segment : segments) {
+        if (segment.kind != SegmentKind::map && segment.live_count == 0)
+            units += segment.unit_count;
+    }
+    return units;
+}
+
+uint64_t reclaimable_units(std::span<const SegmentView> segments, double live_share_max) {
+    double units = dead_units(segments);
+    for (const SegmentView& segment : segments) {
+        if (is_cleanable(segment, live_share_max)) {
+            units += segment.unit_count * (1 - live_share(segment));
+        }
+    }
+    return static_cast<uint64_t>(units);
 }
 
 }  // namespace peplos::keeper

@@ -26,4 +26,11 @@ struct CleanChoice {
 std::optional<CleanChoice> choose_segments(std::span<const volume::SegmentView> segments,
                                            double live_share_max, uint64_t output_units_max);
 
+// Units of segments in which nothing is alive any more. Where they are not removed at once they
+// wait for a checkpoint.
+uint64_t dead_units(std::span<const volume::SegmentView> segments);
+
+// These, and the units that cleaning everything below `live_share_max` would gain.
+uint64_t reclaimable_units(std::span<const volume::SegmentView> segments, double live_share_max);
+
 }  // namespace peplos::keeper

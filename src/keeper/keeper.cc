@@ -12,6 +12,19 @@ using runtime::Task;
 using volume::Pressure;
 using volume::Volume;
 
+namespace {
+
+// What is moved when somebody waits for it. Nearly anything that gains.
+constexpr double kShareToGain = 0.97;
+// What a round gains before it lets the waiting writers go on, and how often it tries.
+constexpr int64_t kUnitsPerRound = 8;
+constexpr int kCleaningsPerRound = 16;
+// See is_full().
+constexpr uint64_t kFullShare = 50;
+constexpr uint64_t kFullUnitsMin = 4;
+
+}  // namespace
+
 class Keeper::Busy {
   public:
     Busy(Keeper& keeper, EntryPtr entry) : keeper_(keeper), entry_(std::move(entry)) {
@@ -194,7 +207,10 @@ bool Keeper::checkpoint_due(const Entry& entry, const Pressure& pressure) {
 
 double Keeper::fullness() const {
     uint64_t total = space_ == nullptr ? 0 : space_->total_units();
-    return total == 0 ? 0 : 1.0 - double(space_->free_units()) / double(total);
+    if (total == 0) return 0;
+    // What is promised to acknowledged data is as good as taken.
+    uint64_t taken = total - space_->free_units() + space_->promised_units();
+    return std::min(1.0, double(taken) / double(total));
 }
 
 bool Keeper::is_short_of_space() const {
@@ -286,10 +302,18 @@ Task<void> Keeper::upkeep(EntryPtr entry) {
     }
 }
 
-// One cleaning step on the volume that gains most.
+// What a checkpoint gains: what died young goes only with a root that covers its seal.
+struct Keeper::Checkpointable {
+    EntryPtr entry;
+    double gain = 0;  // units per MiB to write
+};
+
+// One step that gains units: a cleaning on the volume that gains most, or a checkpoint where that
+// costs less.
 Task<Keeper::Cleaning> Keeper::clean_some(double share_max, uint32_t halvings) {
     EntryPtr best_entry;
     CleanChoice best;
+    Checkpointable root;
     // The last units belong to checkpoints: without them nothing that dies is ever removed.
     uint64_t free = space_->free_units();
     uint64_t kept = 4 + 2 * div_up(leaf_cache_->dirty_bytes(), kMiB);
@@ -304,6 +328,16 @@ Task<Keeper::Cleaning> Keeper::clean_some(double share_max, uint32_t halvings) {
             best = std::move(*choice);
             best_entry = entry;
         }
+        double mib = 1 + double(entry->volume->pressure().dirty_leaf_bytes) / kMiB;
+        double gain = double(dead_units(segments)) / mib;
+        if (gain > root.gain) root = {entry, gain};
+    }
+    double moved_mib = 1 + double(best.live_blocks * kBlockBytes) / kMiB;
+    if (root.entry && root.gain >= double(best.gained_units) / moved_mib) {
+        Busy busy(*this, root.entry);
+        co_await release_dead(root.entry);
+        if (space_->free_units() <= free) co_await checkpoint_one(root.entry);
+        co_return space_->free_units() > free ? Cleaning::moved : Cleaning::nothing;
     }
     if (!best_entry) co_return Cleaning::nothing;
     Busy busy(*this, best_entry);
@@ -316,35 +350,68 @@ Task<Keeper::Cleaning> Keeper::clean_some(double share_max, uint32_t halvings) {
         if (!is_short) note("cleaning", *best_entry->volume, moved.error());
         co_return is_short ? Cleaning::short_of_room : Cleaning::nothing;
     }
-    // Removal waits for a root that covers the seals of what died; with little left it is due now.
-    if (space_->free_units() < 2 * space_->reserve_units() || room_waiting_ != 0) {
-        co_await checkpoint_one(best_entry);
-    } else {
-        co_await release_dead(best_entry);
-    }
+    co_await release_dead(best_entry);
     co_return Cleaning::moved;
 }
 
-// Somebody waits for space: everything that may gain units, in the order of its cost.
+uint64_t Keeper::reclaimable() const {
+    uint64_t units = 0;
+    for (const auto& [volume, entry] : entries_) {
+        if (entry->closing || volume->faulted().has_value()) continue;
+        std::vector<volume::SegmentView> segments = volume->segments();
+        units += reclaimable_units(segments, kShareToGain);
+    }
+    return units;
+}
+
+// Below this much that is free for user data or dead the devices are full. The nearer to it, the
+// more must be moved for every unit gained: at this share some fifty units.
+bool Keeper::is_full() const {
+    uint64_t margin = std::max(kFullUnitsMin, space_->total_units() / kFullShare);
+    return space_->headroom_units() + static_cast<int64_t>(reclaimable()) <
+           static_cast<int64_t>(margin);
+}
+
+// Cleans until `headroom` units are free for user data. False: nothing was gained.
+Task<bool> Keeper::clean_until(int64_t headroom) {
+    bool is_gained = false;
+    uint32_t halvings = 0;
+    for (int i = 0; i < kCleaningsPerRound && !stopping_; ++i) {
+        if (space_->headroom_units() >= headroom || is_full()) break;
+        Cleaning cleaning = co_await clean_some(kShareToGain, halvings);
+        if (cleaning == Cleaning::nothing) break;
+        if (cleaning == Cleaning::short_of_room) ++halvings;
+        is_gained |= cleaning == Cleaning::moved;
+    }
+    co_return is_gained;
+}
+
+// Somebody waits for space: everything that may gain units, in the order of its cost. Cleaning that
+// moved something has gained, even where a checkpoint or another writer took it at once: as long as
+// the devices are not full by is_full(), the next round gains more.
 Task<void> Keeper::room_round() {
-    uint64_t before = space_->available_units();
+    const int64_t before = std::max<int64_t>(space_->headroom_units(), 0);
+    const int64_t goal = before + kUnitsPerRound;
     std::vector<EntryPtr> entries = entries_now();
     for (const EntryPtr& entry : entries) {
         if (entry->closing || entry->volume->faulted().has_value()) continue;
         Busy busy(*this, entry);
-        Pressure pressure = entry->volume->pressure();
-        if (pressure.undrained_bytes != 0 || pressure.undrained_extents != 0) {
-            co_await drain_one(entry);
+        co_await release_dead(entry);
+    }
+    bool is_gained = co_await clean_until(goal);
+    if (space_->headroom_units() <= before) {
+        for (const EntryPtr& entry : entries) {
+            if (entry->closing || entry->volume->faulted().has_value()) continue;
+            Busy busy(*this, entry);
+            Pressure pressure = entry->volume->pressure();
+            if (pressure.undrained_bytes != 0 || pressure.undrained_extents != 0) {
+                co_await drain_one(entry);
+            }
+            if (entry->volume->pressure().replay_records != 0) co_await checkpoint_one(entry);
         }
-        if (entry->volume->pressure().replay_records != 0) co_await checkpoint_one(entry);
+        is_gained |= co_await clean_until(goal);
     }
-    uint32_t halvings = 0;
-    for (int i = 0; i < 8 && space_->available_units() <= before && !stopping_; ++i) {
-        Cleaning cleaning = co_await clean_some(0.97, halvings);
-        if (cleaning == Cleaning::nothing) break;
-        if (cleaning == Cleaning::short_of_room) ++halvings;
-    }
-    room_gained_ = space_->available_units() > before;
+    room_gained_ = is_gained || space_->headroom_units() > before;
     ++room_rounds_;
     room_done_.wake_all();
 }
@@ -362,14 +429,17 @@ Task<bool> Keeper::make_room() {
 
 Task<void> Keeper::upkeep_loop() {
     while (!stopping_) {
-        if (room_waiting_ != 0) {
-            co_await room_round();
-        } else if (!upkeep_queue_.empty()) {
+        // A round gains by itself; what else is due, checkpoints above all, gets its turn between.
+        bool is_awaited = room_waiting_ != 0;
+        if (is_awaited) co_await room_round();
+        if (!upkeep_queue_.empty()) {
             EntryPtr entry = std::move(upkeep_queue_.front());
             upkeep_queue_.pop_front();
             entry->upkeep_queued = false;
             clean_wanted_ = true;
             if (!entry->closing) co_await upkeep(entry);
+        } else if (is_awaited) {
+            clean_wanted_ = true;
         } else if (clean_wanted_ && is_short_of_space()) {
             Time start = env_.clock.now();
             Cleaning cleaning = co_await clean_some(live_share_max(fullness()));

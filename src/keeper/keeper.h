@@ -114,7 +114,11 @@ class Keeper final : public volume::Background {
     };
     // Each halving halves what it may choose.
     runtime::Task<Cleaning> clean_some(double share_max, uint32_t halvings = 0);
+    struct Checkpointable;
     runtime::Task<void> room_round();
+    runtime::Task<bool> clean_until(int64_t headroom);
+    uint64_t reclaimable() const;
+    bool is_full() const;
     runtime::Task<void> release_dead(EntryPtr entry);
     runtime::Task<void> drain_one(EntryPtr entry);
     runtime::Task<void> checkpoint_one(EntryPtr entry);

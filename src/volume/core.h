@@ -14,6 +14,7 @@
 #include "runtime/gate.h"
 #include "runtime/sync.h"
 #include "volume/block_map.h"
+#include "volume/lifetime.h"
 #include "volume/map_pages.h"
 #include "volume/overlay.h"
 #include "volume/segment_set.h"
@@ -145,6 +146,7 @@ struct VolumeCore {
     runtime::Mutex draining;                                    // drain as a whole
     runtime::Mutex meta;                                        // append a meta record and apply it
     runtime::Mutex upkeep;                                      // checkpoint, removal, relocation
+    LifetimePredictor lifetimes;
     Lsn drained_lsn;
     Lsn meta_lsn;  // newest meta record applied
     uint64_t replay_bytes = 0;
@@ -217,6 +219,7 @@ struct VolumeCore {
     Task<Result<void>> take_room(uint64_t blocks);
     // What a writer remembers of its attempts to get room.
     struct Patience {
+        Time start{};
         Time end{};
         uint32_t fruitless = 0;
     };

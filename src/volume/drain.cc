@@ -15,9 +15,10 @@ namespace {
 constexpr size_t kApplyStep = 2048;
 // Entries of a dropped generation that are destroyed at a time.
 constexpr size_t kDropStep = 4096;
-
-// Data that volumes wrote themselves; the cleaner's output has the classes above.
-constexpr uint8_t kUserClass = 1;
+// Blocks whose lifetime is predicted at a time.
+constexpr size_t kPredictStep = 4096;
+// Units that must be free for two parts, which may take one more than one part was promised.
+constexpr uint64_t kSplitUnitsMin = 4;
 
 }  // namespace
 
@@ -42,6 +43,8 @@ class Drain {
     };
 
     void collect();
+    Task<void> split_by_lifetime();
+    bool is_short_lived(const Item& item);
     Task<Result<void>> write_data();
     Task<Result<Output>> write_some(size_t first, size_t& taken);
     Task<Result<std::vector<SegmentBlock>>> load(size_t first, size_t count);
@@ -54,8 +57,10 @@ class Drain {
     bool is_large_of_this_drain(format::Place place) const;
 
     VolumeCore& core_;
-    std::vector<Item> items_;      // ascending by LBA
-    std::vector<size_t> written_;  // of items_: those that must be written
+    std::vector<Item> items_;  // ascending by LBA
+    // Of items_: those that must be written. The short-lived ones come first.
+    std::vector<size_t> written_;
+    size_t short_lived_count_ = 0;
     std::vector<Output> outputs_;
     std::vector<std::shared_ptr<OpenSegment>> empty_;  // large segments that lost every block
 };
@@ -80,6 +85,45 @@ void Drain::collect() {
         // References into segments that this drain does not seal are written anew.
         if (!items_[i].place || !is_large_of_this_drain(items_[i].place)) written_.push_back(i);
     }
+}
+
+// By how long the version lived that this one replaces, which it tells the predictor. Leaves that
+// are not in memory are not read for it.
+bool Drain::is_short_lived(const Item& item) {
+    uint64_t lifespan = item.entry->lifespan;
+    if (lifespan == 0) {
+        MapEntry old;
+        if (!core_.map->lookup_cached(Lba(item.lba), std::span(&old, 1)) || !old.is_block()) {
+            return false;
+        }
+        const SegmentEntry* segment = core_.map->segments().find(old.place.segment_index());
+        if (segment == nullptr || segment->age_lsn >= item.entry->lsn) return false;
+        lifespan = item.entry->lsn.value - segment->age_lsn.value;
+    }
+    bool is_short = core_.lifetimes.is_short(lifespan);
+    core_.lifetimes.observe(lifespan);
+    return is_short;
+}
+
+Task<void> Drain::split_by_lifetime() {
+    std::vector<size_t> parts[2];
+    for (size_t i = 0; i < written_.size(); ++i) {
+        parts[is_short_lived(items_[written_[i]]) ? 0 : 1].push_back(written_[i]);
+        if (i % kPredictStep == kPredictStep - 1) co_await runtime::yield();
+    }
+    uint64_t long_lived_count = own_blocks(parts[1].size());
+    bool is_worth_it =
+        core_.lifetimes.has_signal() && !parts[0].empty() && long_lived_count != 0 &&
+        core_.resources.space.headroom_units() >= static_cast<int64_t>(kSplitUnitsMin);
+    if (!is_worth_it || FAULT("volume.drain.one_stream")) co_return;
+    PROBE("volume.drain.split");
+    auto rest = parts[1].begin() + static_cast<ptrdiff_t>(long_lived_count);
+    parts[0].insert(parts[0].end(), rest, parts[1].end());
+    parts[1].erase(rest, parts[1].end());
+    std::ranges::sort(parts[0]);
+    short_lived_count_ = parts[0].size();
+    written_ = std::move(parts[0]);
+    written_.insert(written_.end(), parts[1].begin(), parts[1].end());
 }
 
 Task<Result<std::vector<SegmentBlock>>> Drain::load(size_t first, size_t count) {
@@ -111,7 +155,9 @@ Task<Result<std::vector<SegmentBlock>>> Drain::load(size_t first, size_t count) 
 }
 
 Task<Result<Drain::Output>> Drain::write_some(size_t first, size_t& taken) {
-    RunChoice run = choose_run(written_.size() - first, limits::kSegmentBytesMax);
+    bool is_short_lived = first < short_lived_count_;
+    size_t end = is_short_lived ? short_lived_count_ : written_.size();
+    RunChoice run = choose_run(end - first, limits::kSegmentBytesMax);
     while (run.bytes > limits::kSegmentBytesMin &&
            !core_.segments.has_room(run.bytes, media::Purpose::user)) {
         run = choose_run(
@@ -135,8 +181,9 @@ Task<Result<Drain::Output>> Drain::write_some(size_t first, size_t& taken) {
     media::Purpose purpose = core_.segments.has_room(run.bytes, media::Purpose::user)
                                  ? media::Purpose::user
                                  : media::Purpose::maintenance;
-    auto written = co_await write_segment(core_.segments, SegmentKind::data, kUserClass, *blocks,
-                                          run.bytes, purpose);
+    uint8_t lifetime_class = is_short_lived ? kShortLivedClass : kLongLivedClass;
+    auto written = co_await write_segment(core_.segments, SegmentKind::data, lifetime_class,
+                                          *blocks, run.bytes, purpose);
     if (!written) co_return fail(std::move(written).error());
     Output output;
     output.segment = std::move(*written);
@@ -185,7 +232,7 @@ Task<Result<void>> Drain::index_large() {
         output.index = segment->index;
         CO_TRY_ASSIGN(output.segment,
                       co_await write_index(core_.segments, segment->handle, SegmentKind::large,
-                                           kUserClass, entries, segment->block_count));
+                                           kLongLivedClass, entries, segment->block_count));
         outputs_.push_back(std::move(output));
     }
     co_return Result<void>{};
@@ -297,6 +344,7 @@ bool Drain::is_seal_needed() const {
 
 Task<Result<void>> Drain::run() {
     collect();
+    co_await split_by_lifetime();
     Result<void> outcome = co_await write_data();
     if (outcome) outcome = co_await index_large();
     if (outcome) outcome = co_await make_durable();

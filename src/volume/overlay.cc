@@ -31,6 +31,11 @@ uint64_t Overlay::put(uint64_t lba, OverlayEntry entry) {
         --active_.data_blocks;
         superfluous = 1;
     }
+    if (!is_new) {
+        // Never 0: a record holds a block once. Bounded by what fits in here.
+        uint64_t lifespan = entry.lsn.value - it->second.lsn.value;
+        entry.lifespan = static_cast<uint32_t>(std::min<uint64_t>(lifespan, UINT32_MAX));
+    }
     it->second = std::move(entry);
     if (is_data) ++active_.data_blocks;
     return superfluous;

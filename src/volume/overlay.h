@@ -31,6 +31,8 @@ struct OverlayEntry {
     format::Place place;  // in a segment that is not in the map yet (large writes)
     Lsn lsn;
     uint32_t crc = 0;
+    // LSNs since the version of the same generation that it took the place of; 0: none.
+    uint32_t lifespan = 0;
 
     bool is_reference() const { return static_cast<bool>(place); }
 };

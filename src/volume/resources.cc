@@ -1,5 +1,7 @@
 #include "volume/resources.h"
 
+#include <algorithm>
+
 namespace peplos::volume {
 
 bool SpaceBudget::try_promise(uint64_t units) {
@@ -29,14 +31,17 @@ uint64_t SpaceBudget::reserve_units() const {
     return sum;
 }
 
-uint64_t SpaceBudget::available_units() const {
-    uint64_t free = 0, held = promised_units_;
+int64_t SpaceBudget::headroom_units() const {
+    int64_t units = -static_cast<int64_t>(promised_units_);
     for (const media::SegmentStore* store : stores_) {
         media::SegmentSpace space = store->space();
-        free += space.free_units;
-        held += space.reserve_units;
+        units += int64_t{space.free_units} - int64_t{space.reserve_units};
     }
-    return free > held ? free - held : 0;
+    return units;
+}
+
+uint64_t SpaceBudget::available_units() const {
+    return static_cast<uint64_t>(std::max<int64_t>(headroom_units(), 0));
 }
 
 }  // namespace peplos::volume

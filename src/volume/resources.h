@@ -79,7 +79,10 @@ class SpaceBudget {
     uint64_t free_units() const;  // on all stores, the reserve included
     uint64_t total_units() const;
     uint64_t reserve_units() const;
-    // What user data may still take: free - reserve - promised; 0 when there is less.
+    // What user data may still take: free - reserve - promised. Below 0 where cleaning and
+    // checkpoints took of the reserve.
+    int64_t headroom_units() const;
+    // The same; 0 when there is less.
     uint64_t available_units() const;
 
   private:

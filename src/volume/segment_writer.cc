@@ -17,14 +17,24 @@ constexpr size_t kBlocksPerWrite = 256;
 
 RunChoice choose_run(uint64_t block_count, uint64_t run_bytes_max) {
     uint64_t run = limits::kSegmentBytesMin;
-    // The next size up as long as its upper half would be at least half used.
+    // The next size up as long as its upper half would be nearly full.
     while (run * 2 <= run_bytes_max &&
-           block_count >=
-               format::segment_block_count_max(run) + format::segment_block_count_max(run) / 2) {
+           block_count >= format::segment_block_count_max(run) +
+                              format::segment_block_count_max(run) / 8 * 7) {
         run *= 2;
     }
     uint64_t most = format::segment_block_count_max(run);
     return {run, static_cast<uint32_t>(std::min(block_count, most))};
+}
+
+uint64_t run_units_for_blocks(uint64_t block_count) {
+    uint64_t units = 0;
+    while (block_count != 0) {
+        RunChoice run = choose_run(block_count, limits::kSegmentBytesMax);
+        units += run.bytes / limits::kSegmentUnitBytes;
+        block_count -= run.blocks;
+    }
+    return units;
 }
 
 Task<Result<WrittenSegment>> write_segment(SegmentSet& set, format::SegmentKind kind,

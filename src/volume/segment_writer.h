@@ -24,13 +24,16 @@ struct WrittenSegment {
 };
 
 // The run that holds the most of `block_count` blocks without waste: full when there are enough
-// blocks, else the smallest run that is well used. How many blocks go in is in `blocks`.
+// blocks, else the smallest run that is well used: a run that is left a quarter empty takes as much
+// as cleaning a segment that is a quarter dead gains. How many blocks go in is in `blocks`.
 struct RunChoice {
     uint64_t bytes = 0;
     uint32_t blocks = 0;
 };
 RunChoice choose_run(uint64_t block_count, uint64_t run_bytes_max);
-// Units that `block_count` blocks take when they are cut by choose_run(), at most.
+// Units of the runs that choose_run() cuts `block_count` blocks into.
+uint64_t run_units_for_blocks(uint64_t block_count);
+// Units that `block_count` blocks take without waste.
 constexpr uint64_t units_for_blocks(uint64_t block_count) {
     return div_up(block_count, format::segment_block_count_max(limits::kSegmentUnitBytes));
 }

@@ -23,6 +23,7 @@ struct RigOptions {
     uint64_t volume_bytes = 32 * kMiB;
     uint64_t overlay_bytes = 8 * kMiB;
     uint64_t cache_bytes = 2 * kMiB;
+    uint64_t ring_bytes = limits::kRingBytesMin;
     sim::WorldOptions world;
 };
 
@@ -110,7 +111,7 @@ class Rig {
 
     // Formats the device and creates the volume.
     void make() {
-        auto formatted = world.run(format(world.env(), options_.disk_bytes));
+        auto formatted = world.run(format(world.env(), options_));
         ASSERT_TRUE(formatted) << formatted.error().text();
         start_node();
         open(true);
@@ -221,9 +222,9 @@ class Rig {
     void expect_all() { EXPECT_EQ(world.run(check_all()), "") << "seed " << world.seed(); }
 
   private:
-    static Task<Result<void>> format(runtime::Env& env, uint64_t bytes) {
-        CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kPath, {.create_bytes = bytes}));
-        media::FormatOptions options{.ring_bytes = limits::kRingBytesMin};
+    static Task<Result<void>> format(runtime::Env& env, RigOptions wish) {
+        CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kPath, {.create_bytes = wish.disk_bytes}));
+        media::FormatOptions options{.ring_bytes = wish.ring_bytes};
         co_return co_await media::format_device(*disk, options, env.rng);
     }
     static Task<Result<std::unique_ptr<media::Device>>> open_device(runtime::Env& env) {

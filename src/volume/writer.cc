@@ -16,6 +16,8 @@ constexpr uint32_t kPieceBlocks = 32;
 static_assert(kPieceBlocks <= format::kWriteBlocksMax);
 // How long a writer tries to get room while nothing that could make some succeeds, and its pause.
 constexpr Duration kRoomPatience = std::chrono::seconds(30);
+// The same while something does succeed, and others are always quicker to take it.
+constexpr Duration kRoomPatienceMax = std::chrono::minutes(5);
 constexpr Duration kRoomPause = std::chrono::milliseconds(20);
 
 void compute_crcs(Bytes data, format::BlockCrcs& out) {
@@ -81,11 +83,11 @@ Task<Result<void>> VolumeCore::take_room(uint64_t blocks) {
     Patience patience;
     while (!try_take_room(blocks)) {
         CO_TRY(alive());
-        ++waiting;
-        noticed = false;
-        notice();
         if (resources.overlay.used_bytes() + blocks * kBlockBytes >
             resources.overlay.total_bytes()) {
+            ++waiting;
+            noticed = false;
+            notice();
             uint64_t failures = resources.overlay.failures();
             co_await resources.overlay.wait();
             --waiting;
@@ -94,7 +96,8 @@ Task<Result<void>> VolumeCore::take_room(uint64_t blocks) {
             CO_TRY(co_await regain(resources.overlay.failure(), patience));
             continue;
         }
-        --waiting;
+        // Not one of those who wait for a drain: what is promised is as good as drained, and many
+        // small drains would leave small segments.
         Error full(
             Code::no_space,
             fmt::format("volume {}: the devices are full; delete data or add a device", params.id));
@@ -107,24 +110,31 @@ Task<Result<void>> VolumeCore::take_room(uint64_t blocks) {
 // is worth it; once that was in vain, or went on for long, an honest answer: `why`.
 Task<Result<void>> VolumeCore::regain(Error why, Patience& patience) {
     Time now = resources.env.clock.now();
-    if (patience.end == Time{}) patience.end = now + kRoomPatience;
+    if (patience.end == Time{}) {
+        patience.start = now;
+        patience.end = now + kRoomPatience;
+    }
     bool is_lasting = why.code() == Code::io_error || why.code() == Code::fenced ||
                       why.code() == Code::stopping || why.code() == Code::invalid_argument;
     if (is_lasting || now >= patience.end) co_return fail(std::move(why));
-    ++waiting;
     bool is_gained = false;
     if (why.code() == Code::busy) {
+        ++waiting;
         // Even the journal's reserve is used: drains free it, of this volume or of others.
         auto outcome = co_await drain();
         is_gained = outcome.has_value() || outcome.error().code() == Code::busy;
         if (!is_gained) why = std::move(outcome).error();
         co_await resources.env.clock.sleep_for(kRoomPause);
+        --waiting;
     } else {
         is_gained = resources.background != nullptr ? co_await resources.background->make_room()
                                                     : co_await make_room_alone();
+        // As long as units are gained there will be some for this writer, too.
+        Time later = resources.env.clock.now() + kRoomPatience;
+        if (is_gained) patience.end = std::min(later, patience.start + kRoomPatienceMax);
     }
-    --waiting;
     // Others may take what was gained; a few turns, then no more.
+    if (is_gained) patience.fruitless = 0;
     if (!is_gained && ++patience.fruitless >= 2) co_return fail(std::move(why));
     co_return Result<void>{};
 }
@@ -404,8 +414,8 @@ Task<Result<std::shared_ptr<OpenSegment>>> VolumeCore::make_open_segment(uint32_
     if (run / limits::kSegmentUnitBytes > resources.space.available_units()) {
         co_return fail(Code::no_space, "no room for a segment of large writes");
     }
-    auto created =
-        co_await segments.create(format::SegmentKind::large, 1, run, media::Purpose::user);
+    auto created = co_await segments.create(format::SegmentKind::large, kLongLivedClass, run,
+                                            media::Purpose::user);
     if (!created) co_return fail(std::move(created).error());
     CO_TRY_ASSIGN(uint32_t index, map->segments().reserve());
     segments.put(index, *created);
