@@ -24,6 +24,15 @@ struct Membership {
     bool operator==(const Membership&) const = default;
 };
 
+// What an open may do about a log that cannot prove itself.
+enum class OnLoss : uint8_t {
+    refuse,  // nothing
+    look,    // give what can be read of it, to be looked at
+    // Give what can be read of it, to be gone on with: what is missing is gone for good, on record
+    // and beyond recall, once a root covers tail().last_lsn. Until then the log stays `unknown`.
+    accept,
+};
+
 struct OpenRequest {
     VolumeId volume;
     LineageId lineage;
@@ -31,6 +40,7 @@ struct OpenRequest {
     OpenToken token;  // new, random
     // As recorded before this claim; none: this volume never had a log anywhere.
     std::optional<Membership> recorded;
+    OnLoss on_loss = OnLoss::refuse;
 };
 
 // "No entry" is never inferred from missing state: `unknown` says that this member cannot tell
@@ -41,9 +51,11 @@ enum class LogOutcome : uint8_t { complete, unknown };
 struct LogTail {
     LogOutcome outcome = LogOutcome::unknown;
     std::string reason;  // for a person, when unknown: device, offset, volume, LSN
-    Lsn last_lsn;        // of the newest record ever; 0: an empty log
-    Lsn drained_lsn;     // the newest of root and seals
-    Lsn meta_lsn;        // of the newest root
+    // Unknown, and asked for all the same: replay() leaves out what cannot be read.
+    bool is_salvaged = false;
+    Lsn last_lsn;     // of the newest record ever; 0: an empty log
+    Lsn drained_lsn;  // the newest of root and seals
+    Lsn meta_lsn;     // of the newest root
     // Every record up to here is whole, its payload too, or its LSN is in `voided`, which ascends.
     Lsn settled_lsn;
     std::vector<Lsn> voided;
@@ -59,6 +71,11 @@ class RecordVisitor {
   public:
     // An error ends the replay, which returns it.
     virtual Task<Result<void>> on_record(format::Record record) = 0;
+    // A record that is known to be there and cannot be read; only of a salvaged log.
+    virtual void on_unreadable(Lsn lsn, const Error& why) {
+        std::ignore = lsn;
+        std::ignore = why;
+    }
 
   protected:
     ~RecordVisitor() = default;
@@ -125,7 +142,8 @@ class VolumeLog {
 
     // Hands the records of tail() to `visitor` in LSN order, payloads read lazily and verified.
     // Call it before the first submit, or never. Errors: corrupt (names device, offset and LSN),
-    // io_error, or what the visitor says.
+    // io_error, or what the visitor says. Of a salvaged log it gives what can be read; the visitor
+    // finds the holes by the records' chains.
     virtual Task<Result<void>> replay(RecordVisitor& visitor) = 0;
 
     // The LSN that the next submitted record must carry (0-LSN types excepted).

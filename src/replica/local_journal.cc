@@ -24,37 +24,7 @@ constexpr size_t kLatencyBuckets = 32;
 constexpr uint64_t kMoveFrames = 64;
 constexpr uint64_t kMoveBytes = 64 * kKiB;
 
-Record state_record(const VolumeState& state, RecordType type, format::RecordBody body) {
-    Record record;
-    record.type = type;
-    record.volume = state.id;
-    record.lineage = state.lineage;
-    record.epoch = state.fence;
-    record.prev_data_lsn = state.last_data_lsn;
-    record.prev_meta_lsn = state.last_meta_lsn;
-    record.root_lsn = state.last_root_lsn;
-    record.settled_lsn = state.settled_lsn;
-    record.body = std::move(body);
-    return record;
-}
-
 }  // namespace
-
-class LocalJournal::Use {
-  public:
-    Use(LocalJournal* journal, VolumeState& state) : journal_(journal), state_(state) {
-        ++state_.uses;
-    }
-    Use(const Use&) = delete;
-    ~Use() {
-        CHECK(state_.uses > 0);
-        if (--state_.uses == 0 && state_.is_dropped) journal_->forget_dropped();
-    }
-
-  private:
-    LocalJournal* journal_;
-    VolumeState& state_;
-};
 
 LocalJournal::LocalJournal(runtime::Env env, media::Device& device)
     : env_(env), device_(device), ring_(device.ring()), latency_us_(kLatencyBuckets, 0) {}
@@ -103,8 +73,10 @@ Task<Result<void>> LocalJournal::adopt(media::RingRecovery recovery) {
         state.root = found.root;
         state.fence_record = found.fence_record;
         state.damage_record = found.damage_record;
-        for (const Retained* entry : state.in_order())
+        for (const Retained* entry : state.in_order()) {
             state.share.retain(entry->bytes);
+            if (!entry->is_good) ++state.bad_count;
+        }
         for (const Retained& entry : state.meta)
             state.meta_bytes += entry.bytes;
         if (state.fence_record) state.share.retain(state.fence_record->bytes);
@@ -168,6 +140,7 @@ void LocalJournal::hold(VolumeState& state, Retained entry) {
 
 void LocalJournal::let_go(VolumeState& state, const Retained& entry) {
     ring_.release(entry.position);
+    if (!entry.is_good) --state.bad_count;
     if (format::is_meta(entry.type)) state.meta_bytes -= entry.bytes;
     state.share.release(entry.bytes);
 }
@@ -314,13 +287,22 @@ Task<Result<std::unique_ptr<VolumeLog>>> LocalJournal::open(OpenRequest request)
         state.log = nullptr;
         state.share.refuse_all();
     }
-    CO_TRY(co_await write_fence(state, request, tail.outcome));
+    const bool is_written_off = request.on_loss == OnLoss::accept &&
+                                tail.outcome == LogOutcome::unknown && is_known_here(request);
+    if (is_written_off) {
+        co_await quiesce(state);
+        CO_TRY(co_await write_off(state, tail.reason));
+    }
+    CO_TRY(
+        co_await write_fence(state, request, is_written_off ? LogOutcome::complete : tail.outcome));
     // An old owner's replay ends at its next record: the new one may trim what it still reads.
     co_await quiesce(state);
     LogTail found = tail_of(state);
     found.outcome = tail.outcome;
     found.reason = std::move(tail.reason);
     found.fence_before = tail.fence_before;
+    found.is_salvaged = found.outcome == LogOutcome::unknown && request.on_loss != OnLoss::refuse &&
+                        is_known_here(request);
     auto log = std::make_unique<LocalVolumeLog>(this, &state, request.epoch, std::move(found));
     state.log = log.get();
     co_return log;
@@ -430,6 +412,7 @@ Task<void> LocalJournal::stop() {
     stopping_ = true;
     for (const auto& [id, state] : volumes_)
         state->share.refuse_all();
+    look_again_soon_.ring();
     ring_.nudge();
     co_await gate_.close();
 }
@@ -486,16 +469,22 @@ Task<void> LocalJournal::reappend_loop() {
 Task<Result<void>> LocalJournal::reappend_tail() {
     uint64_t sequence = ring_.tail_sequence();
     if (sequence > ring_.newest_sequence()) co_return fail(Code::busy, "nothing to move");
+    if (is_left_to_owner(sequence)) co_return fail(Code::busy, "its owner drains the oldest frame");
     uint64_t end = std::min(sequence + kMoveFrames, ring_.newest_sequence() + 1);
     std::vector<media::Ring::FrameRecord> records;
     uint64_t bytes = 0;
     for (uint64_t next = sequence; next < end && bytes < kMoveBytes; ++next) {
-        auto frame = co_await ring_.read_frame(next);
+        auto frame = co_await read_patiently(next);
         // A replay may have begun meanwhile: it knows the records by their old places.
         if (replays_ != 0 || ring_.tail_sequence() != sequence) co_return Result<void>{};
         if (!frame) {
             if (next != sequence) break;
-            co_return co_await give_up_frame(sequence);
+            IsLost is_there = [sequence](const Retained& entry) {
+                return entry.position.frame_sequence == sequence;
+            };
+            if (leave_to_owner(sequence, is_there))
+                co_return fail(Code::busy, "its owner drains the oldest frame");
+            co_return co_await give_up(sequence, std::move(is_there));
         }
         for (media::Ring::FrameRecord& found : *frame) {
             if (find_needed(found) == nullptr) continue;
@@ -528,6 +517,10 @@ class LocalJournal::MoveSink final : public media::AppendSink {
             // Meanwhile it may have become needless: then the copy is, too.
             journal_->ring_.release(is_same ? from_ : *to);
             if (is_same) entry->position = *to;
+            if (is_same && !entry->is_good) {
+                entry->is_good = true;
+                --state_->bad_count;
+            }
             ++journal_->reappended_records_;
             journal_->reappended_bytes_ += retained_bytes_of(record);
         }
@@ -553,7 +546,12 @@ Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameReco
             IsLost is_it = [position = found.position](const Retained& entry) {
                 return entry.position == position;
             };
-            outcome = co_await give_up(found.position.frame_sequence, std::move(is_it));
+            const uint64_t sequence = found.position.frame_sequence;
+            if (leave_to_owner(sequence, is_it)) {
+                outcome = fail(Code::busy, "its owner drains what became unreadable");
+                continue;
+            }
+            outcome = co_await give_up(sequence, std::move(is_it));
             if (!outcome) break;
             continue;
         }
@@ -574,172 +572,6 @@ Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameReco
         if (!moved) outcome = std::move(moved);
     }
     co_return outcome;
-}
-
-// What went bad while it lay there is let go. What memory still knows is written anew. Whoever else
-// needs it is damaged, and says so durably before.
-Task<Result<void>> LocalJournal::give_up(uint64_t sequence, IsLost is_lost, Whom whom) {
-    std::vector<VolumeState*> hurt;
-    std::deque<Use> uses;
-    for (const auto& [id, state] : volumes_) {
-        if (state->is_dropped || (whom == Whom::open_ones && state->log == nullptr)) continue;
-        bool is_hurt =
-            std::ranges::any_of(state->data, is_lost) || std::ranges::any_of(state->meta, is_lost);
-        for (const auto* single : {&state->root, &state->fence_record, &state->damage_record})
-            is_hurt = is_hurt || (*single && is_lost(**single));
-        if (!is_hurt) continue;
-        hurt.push_back(state.get());
-        uses.emplace_back(this, *state);
-    }
-    for (VolumeState* state : hurt) {
-        CO_TRY(co_await rewrite_states(*state, is_lost));
-        bool is_damaged =
-            std::ranges::any_of(state->data, is_lost) || std::ranges::any_of(state->meta, is_lost);
-        if (is_damaged && !state->is_dropped)
-            CO_TRY(co_await mark_damaged(*state, sequence, is_lost));
-    }
-    co_return Result<void>{};
-}
-
-Task<Result<void>> LocalJournal::give_up_frame(uint64_t sequence) {
-    IsLost is_there = [sequence](const Retained& entry) {
-        return entry.position.frame_sequence == sequence;
-    };
-    co_return co_await give_up(sequence, std::move(is_there));
-}
-
-// Fence, root and damage are known in memory.
-Task<Result<void>> LocalJournal::rewrite_states(VolumeState& state, const IsLost& is_lost) {
-    for (std::optional<Retained>* single :
-         {&state.fence_record, &state.root, &state.damage_record}) {
-        if (state.is_dropped || !*single || !is_lost(**single)) continue;
-        PROBE("replica.log.rewrite");
-        const Retained old = **single;
-        Record record = state_record(state, old.type, {});
-        record.epoch = old.epoch;
-        record.lsn = old.lsn;
-        // It is as old as it was: it cannot speak of what came later.
-        if (format::has_lsn(old.type)) {
-            record.settled_lsn = std::min(record.settled_lsn, old.lsn);
-        }
-        if (old.type == RecordType::fence) {
-            record.body = format::FenceBody{state.token, state.recorded_token};
-        } else if (old.type == RecordType::root) {
-            record.body = *state.root_body;
-        } else {
-            record.body = format::DamageBody{std::max(state.damage_lsn, state.last_lsn), 0};
-        }
-        Retained entry = make_retained(record, {});
-        CO_TRY_ASSIGN(entry.position, co_await append_state(state, std::move(record)));
-        // A newer one may have come meanwhile: then this is needless.
-        bool is_newest = !state.is_dropped && *single && (*single)->position == old.position;
-        if (is_newest) {
-            hold(state, entry);
-        } else {
-            ring_.release(entry.position);
-        }
-    }
-    co_return Result<void>{};
-}
-
-Task<Result<void>> LocalJournal::mark_damaged(VolumeState& state, uint64_t sequence,
-                                              const IsLost& is_lost) {
-    PROBE("replica.log.damaged_late");
-    const uint64_t device_offset = ring_.device_offset_of({sequence, 0, 0});
-    state.damage_lsn = std::max(state.damage_lsn, state.last_lsn);
-    for (const Retained& entry : state.meta) {
-        if (is_lost(entry)) state.damage_meta_lsn = std::max(state.damage_meta_lsn, entry.lsn);
-    }
-    state.damage = fmt::format(
-        "{} at offset {}: volume {}: journal frame {} with records up to LSN {} became unreadable",
-        device_.name(), device_offset, state.id, sequence, state.last_lsn);
-    LOG_ERROR("journal damaged volume={} reason=\"{}\"", state.id, state.damage);
-    CO_TRY(co_await write_damage(state, state.damage_lsn, device_offset));
-    if (state.is_dropped) co_return Result<void>{};
-    auto release_lost = [&](std::deque<Retained>& entries) {
-        std::erase_if(entries, [&](const Retained& entry) {
-            if (!is_lost(entry)) return false;
-            let_go(state, entry);
-            return true;
-        });
-    };
-    release_lost(state.data);
-    release_lost(state.meta);
-    if (state.log != nullptr && state.log->endangered_) state.log->endangered_();
-    co_return Result<void>{};
-}
-
-// The owner still had in memory what was lost, and a root says that it is in segments now.
-// LogRecovery decides the same from the records alone.
-void LocalJournal::heal(VolumeState& state, const Record& record, const format::RootBody& root) {
-    bool is_healed = state.damage_lsn && record.lsn > state.damage_lsn &&
-                     root.drained_lsn >= state.damage_lsn && root.meta_lsn >= state.damage_meta_lsn;
-    if (!is_healed) return;
-    PROBE("replica.log.healed");
-    LOG_INFO("journal healed volume={} device={}", state.id, device_.name());
-    state.damage.clear();
-    state.damage_lsn = state.damage_meta_lsn = Lsn(0);
-    if (state.damage_record) let_go(state, *state.damage_record);
-    state.damage_record.reset();
-}
-
-// ---- scrub ----
-
-Task<bool> LocalJournal::scrub(JournalScrub& scrub, uint64_t bytes) {
-    auto pass = gate_.enter();
-    if (!pass || device_.is_failed()) co_return false;
-    if (scrub.end == 0) scrub.end = ring_.newest_sequence() + 1;
-    uint64_t stop_at = scrub.bytes_checked + bytes;
-    while (scrub.bytes_checked < stop_at) {
-        scrub.next = std::max(scrub.next, ring_.tail_sequence());
-        if (scrub.next >= scrub.end || stopping_ || device_.is_failed()) co_return false;
-        co_await scrub_frame(scrub.next, scrub);
-        ++scrub.next;
-    }
-    co_return true;
-}
-
-Task<void> LocalJournal::scrub_frame(uint64_t sequence, JournalScrub& scrub) {
-    const uint64_t device_offset = ring_.device_offset_of({sequence, 0, 0});
-    auto frame = co_await ring_.read_frame(sequence);
-    auto problem = [&](const VolumeState& state, Lsn lsn) {
-        scrub.problems.push_back(
-            fmt::format("{} at offset {}: volume {}: journal frame {}: the record at LSN {} cannot "
-                        "be read back{}",
-                        device_.name(), device_offset, state.id, sequence, lsn,
-                        state.log == nullptr ? "" : "; what it says is drained from memory now"));
-    };
-    std::vector<RecordPosition> bad;
-    if (frame) {
-        for (const media::Ring::FrameRecord& found : *frame) {
-            scrub.bytes_checked += retained_bytes_of(found.record);
-            if (found.payload_is_good) continue;
-            const VolumeState* state = find_needed(found);
-            if (state == nullptr) continue;
-            problem(*state, found.record.lsn);
-            bad.push_back(found.position);
-        }
-    } else {
-        scrub.bytes_checked += kBlockBytes;
-        for (const auto& [id, state] : volumes_) {
-            auto look = [&](const Retained& entry) {
-                if (entry.position.frame_sequence != sequence || state->is_dropped) return;
-                problem(*state, entry.lsn);
-                bad.push_back(entry.position);
-            };
-            std::ranges::for_each(state->data, look);
-            std::ranges::for_each(state->meta, look);
-            for (const auto* single : {&state->root, &state->fence_record, &state->damage_record}) {
-                if (*single) look(**single);
-            }
-        }
-    }
-    if (bad.empty() || replays_ != 0) co_return;
-    IsLost is_bad = [bad](const Retained& entry) {
-        return std::ranges::find(bad, entry.position) != bad.end();
-    };
-    auto outcome = co_await give_up(sequence, std::move(is_bad), Whom::open_ones);
-    if (!outcome) scrub.problems.push_back(outcome.error().text());
 }
 
 }  // namespace peplos::replica

@@ -8,6 +8,7 @@
 #include "media/device.h"
 #include "replica/journal.h"
 #include "replica/volume_state.h"
+#include "runtime/alarm.h"
 
 namespace peplos::replica {
 
@@ -78,11 +79,24 @@ class LocalJournal final : public Journal {
     Task<Result<void>> reappend_tail();
     VolumeState* find_needed(const media::Ring::FrameRecord& found);
     Task<Result<void>> move_records(std::vector<media::Ring::FrameRecord> records);
+
+    // local_journal_damage.cc
     // Which entries of one frame cannot be read back any more.
     using IsLost = std::function<bool(const Retained&)>;
-    enum class Whom : uint8_t { all, open_ones };
-    Task<Result<void>> give_up(uint64_t sequence, IsLost is_lost, Whom whom = Whom::all);
-    Task<Result<void>> give_up_frame(uint64_t sequence);
+    // A frame whose records only their owner's memory has: its drain makes them needless.
+    struct Suspect {
+        uint64_t sequence = 0;
+        Time since{};
+        Time look_again{};
+    };
+    Task<Result<std::vector<media::Ring::FrameRecord>>> read_patiently(uint64_t sequence);
+    bool mark_bad(VolumeState& state, const IsLost& is_lost);
+    bool leave_to_owner(uint64_t sequence, const IsLost& is_lost);
+    bool is_left_to_owner(uint64_t sequence) const;
+    Task<void> look_again_later();
+    bool is_known_here(const OpenRequest& request) const;
+    Task<Result<void>> write_off(VolumeState& state, std::string reason);
+    Task<Result<void>> give_up(uint64_t sequence, IsLost is_lost);
     Task<Result<void>> rewrite_states(VolumeState& state, const IsLost& is_lost);
     Task<Result<void>> mark_damaged(VolumeState& state, uint64_t sequence, const IsLost& is_lost);
     Task<void> scrub_frame(uint64_t sequence, JournalScrub& scrub);
@@ -97,10 +111,29 @@ class LocalJournal final : public Journal {
     std::vector<uint64_t> latency_us_;
     uint64_t reappended_records_ = 0;
     uint64_t reappended_bytes_ = 0;
+    Suspect suspect_;                // the last one met by the ring's tail
+    bool is_looking_again_ = false;  // soon, by itself
+    runtime::Alarm look_again_soon_;
     uint32_t replays_ = 0;           // while one runs, nothing moves
     std::vector<VolumeId> dropped_;  // whose state somebody may still refer to
     bool stopping_ = false;
     runtime::Gate gate_;
+};
+
+class LocalJournal::Use {
+  public:
+    Use(LocalJournal* journal, VolumeState& state) : journal_(journal), state_(state) {
+        ++state_.uses;
+    }
+    Use(const Use&) = delete;
+    ~Use() {
+        CHECK(state_.uses > 0);
+        if (--state_.uses == 0 && state_.is_dropped) journal_->forget_dropped();
+    }
+
+  private:
+    LocalJournal* journal_;
+    VolumeState& state_;
 };
 
 // A volume's log on this device alone.

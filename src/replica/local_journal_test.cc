@@ -550,6 +550,7 @@ TEST_F(JournalTest, AScrubFindsWhatWentBadAndTellsTheOwner) {
     EXPECT_TRUE(log->is_endangered());
     put(*log, seal_of(Lsn(2)));
     put(*log, root_of(Lsn(2), Lsn(3)));
+    log->trim(Lsn(2), Lsn(3));
     EXPECT_FALSE(log->is_endangered());
     log.reset();
     crash();

@@ -217,7 +217,7 @@ uint64_t LocalVolumeLog::retained_meta_bytes() const {
     return state_ == nullptr ? 0 : state_->meta_bytes;
 }
 bool LocalVolumeLog::is_endangered() const {
-    return state_ != nullptr && state_->damage_lsn;
+    return state_ != nullptr && (state_->damage_lsn || state_->bad_count != 0);
 }
 void LocalVolumeLog::refuse_waiting(const Error& why, Waiting who) {
     if (state_ != nullptr) state_->share.refuse_all(why);
@@ -265,6 +265,10 @@ Task<Result<void>> LocalVolumeLog::replay(RecordVisitor& visitor) {
         auto records = co_await journal_->ring_.read_many(std::move(batch));
         for (size_t i = 0; i < records.size(); ++i) {
             CO_TRY(check());
+            if (!records[i] && tail_.is_salvaged) {
+                visitor.on_unreadable(lsns[begin + i], records[i].error());
+                continue;
+            }
             if (!records[i]) co_return fail(std::move(records[i]).error());
             Record record = std::move(*records[i]);
             if (record.volume != volume_ || record.lsn != lsns[begin + i]) {

@@ -38,6 +38,20 @@ std::vector<const Retained*> VolumeState::in_order() const {
     return out;
 }
 
+format::Record state_record(const VolumeState& state, RecordType type, format::RecordBody body) {
+    format::Record record;
+    record.type = type;
+    record.volume = state.id;
+    record.lineage = state.lineage;
+    record.epoch = state.fence;
+    record.prev_data_lsn = state.last_data_lsn;
+    record.prev_meta_lsn = state.last_meta_lsn;
+    record.root_lsn = state.last_root_lsn;
+    record.settled_lsn = state.settled_lsn;
+    record.body = std::move(body);
+    return record;
+}
+
 uint32_t digest_of(const format::Record& record) {
     uint32_t seed = crc32c(bytes_of(record.type));
     seed = crc32c(bytes_of(record.epoch), seed);

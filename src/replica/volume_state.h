@@ -106,7 +106,7 @@ struct Retained {
     Lsn lsn;
     Epoch epoch;
     format::RecordType type = format::RecordType::noop;
-    bool is_good = true;  // false: its payload was found corrupt
+    bool is_good = true;  // false: it could not be read back when that was tried last
     uint32_t digest = 0;  // tells a repeat from another record with its LSN
     uint32_t bytes = 0;   // about what it takes of the ring
     uint32_t payload_bytes = 0;
@@ -138,6 +138,7 @@ struct VolumeState {
     std::deque<Retained> data;
     std::deque<Retained> meta;
     uint64_t meta_bytes = 0;  // of `meta`
+    uint64_t bad_count = 0;   // entries that are not good
     std::optional<Retained> root;
     std::optional<Retained> fence_record;
     std::optional<Retained> damage_record;
@@ -163,6 +164,9 @@ struct VolumeState {
     uint64_t record_count() const { return data.size() + meta.size() + (root ? 1 : 0); }
 };
 
+// A record of that state: fence, root or damage.
+format::Record state_record(const VolumeState& state, format::RecordType type,
+                            format::RecordBody body);
 // Tells records with one LSN apart (DESIGN section 5: idempotent on epoch, LSN, CRC).
 uint32_t digest_of(const format::Record& record);
 // What a retained record is counted with.
