@@ -77,6 +77,15 @@ TEST_F(DoorTest, TheLifeOfAVolume) {
     ASSERT_TRUE(grown) << grown.error().text();
     EXPECT_EQ((*grown)["message"], "grown online");
     EXPECT_EQ((*client_.post("/v1/volumes/data/trim"))["trimmed_bytes"], 4096);
+    auto shown = client_.post("/v1/volumes/data/recover", Json::object());
+    ASSERT_TRUE(shown) << shown.error().text();
+    EXPECT_EQ((*shown)["is_done"], false);
+    EXPECT_EQ((*shown)["losses"][0], "the newest writes");
+    auto done = client_.post("/v1/volumes/data/recover", {{"accept_loss", true}});
+    ASSERT_TRUE(done) << done.error().text();
+    EXPECT_EQ((*done)["is_done"], true);
+    EXPECT_EQ(client_.post("/v1/volumes/data/recover", {{"accept_loss", "yes"}}).error().code(),
+              Code::invalid_argument);
     EXPECT_EQ(client_.post("/v1/volumes/data/detach", Json::object()).error().code(),
               Code::invalid_argument);
     EXPECT_TRUE(client_.post("/v1/volumes/data/detach", {{"force", true}}));
@@ -116,6 +125,7 @@ TEST_F(DoorTest, AnswersAreWhatTheDocumentSays) {
         if (route.request_schema == "VolumeCreate") body = {{"name", "x"}};
         if (route.request_schema == "VolumeGrow") body = {{"size", "20GiB"}};
         if (route.request_schema == "DeviceAdd") body = {{"path", "/d"}};
+        if (route.request_schema == "Recover") body = {{"accept_loss", true}};
         if (route.request_schema == "Force") body = {{"force", true}};
         RawClient raw(path_);
         RawAnswer answer =

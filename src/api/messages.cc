@@ -248,7 +248,18 @@ Json volume_json(const fabric::VolumeInfo& volume) {
         {"formatted", volume.formatted},
         {"holders", Json(volume.holders)},
         {"attach", volume.attach.has_value() ? attach_json(*volume.attach) : Json()},
+        {"recovered_at", time_or_null(volume.recovered_at)},
+        {"recovered_without", volume.recovered_without},
         {"health", health_json(volume.health)},
+    };
+}
+
+Json recovery_json(const fabric::RecoveryReport& report) {
+    return {
+        {"is_whole", report.is_whole},       {"is_done", report.is_done},
+        {"findings", Json(report.findings)}, {"losses", Json(report.losses)},
+        {"lost_bytes", report.lost_bytes},   {"dropped_bytes", report.dropped_bytes},
+        {"message", report.message},
     };
 }
 
@@ -391,6 +402,15 @@ Result<DeviceRequest> device_request_of(const Json& body) {
                     http::quoted(request.media_class));
     }
     return request;
+}
+
+Result<fabric::Node::Loss> loss_of(const Json& body) {
+    TRY(check_members(body, {"accept_loss"}));
+    auto accept = body.find("accept_loss");
+    if (accept == body.end()) return fabric::Node::Loss::show;
+    if (!accept->is_boolean())
+        return fail(Code::invalid_argument, "\"accept_loss\" is true or false");
+    return accept->get<bool>() ? fabric::Node::Loss::accept : fabric::Node::Loss::show;
 }
 
 Result<void> check_force(const Json& body) {

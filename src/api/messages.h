@@ -35,12 +35,16 @@ Json scrub_json(const fabric::Node::ScrubReport& report);
 Json doctor_json(const fabric::NodeStatus& status, const std::vector<fabric::VolumeInfo>& volumes,
                  const fabric::Node::ScrubReport& report);
 
+Json recovery_json(const fabric::RecoveryReport& report);
+
 Json leftovers_json(const std::vector<fabric::Leftover>& leftovers);
 
 // Requests. Unknown members are refused by name, with the list of known ones.
 // Errors: invalid_argument.
 Result<fabric::VolumeSpec> volume_spec_of(const Json& body);
 Result<uint64_t> new_size_of(const Json& body);
+// {"accept_loss": true}, or nothing of it.
+Result<fabric::Node::Loss> loss_of(const Json& body);
 struct DeviceRequest {
     std::string path;           // absolute
     uint64_t create_bytes = 0;  // 0: the file or block device exists

@@ -11,6 +11,8 @@ using runtime::Task;
 constexpr Duration kQuick = std::chrono::seconds(5);
 // Runs children (growing, trimming) or makes files: longer, but below any client's patience.
 constexpr Duration kSlow = std::chrono::seconds(25);
+// Reads a journal and a map as a whole; whoever asks for it waits.
+constexpr Duration kLong = std::chrono::minutes(30);
 
 Answer json_answer(const Json& body) {
     return {"application/json", http::print(body) + "\n"};
@@ -41,7 +43,7 @@ bool path_matches(std::string_view pattern, std::string_view path, std::string& 
 
 std::span<const Routes::Route> Routes::table() {
     using enum Access;
-    static const std::array<Route, 18> kTable = {{
+    static const std::array<Route, 19> kTable = {{
         {"GET", "/healthz", open, 200, "", "Health", kQuick,
          "Whether the daemon answers, and the node's health", &Routes::healthz},
         {"GET", "/openapi.json", open, 200, "", "Document", kQuick, "This document",
@@ -68,6 +70,9 @@ std::span<const Routes::Route> Routes::table() {
          "Remove a volume and its data; refused while it is mounted", &Routes::remove_volume},
         {"POST", "/v1/volumes/{name}/trim", token, 200, "", "Trimmed", kSlow,
          "Give blocks that the file system has freed back", &Routes::trim_volume},
+        {"POST", "/v1/volumes/{name}/recover", token, 200, "Recover", "Recovery", kLong,
+         "Say what damage keeps a volume closed; with accept_loss go on without it",
+         &Routes::recover_volume},
         {"POST", "/v1/volumes/{name}/detach", token, 200, "Force", "Empty", kSlow,
          "Detach by force: containers that use the volume get I/O errors", &Routes::detach_volume},
         {"GET", "/v1/devices", token, 200, "", "DeviceList", kQuick, "The node's devices",
@@ -203,6 +208,14 @@ Task<Result<Answer>> Routes::trim_volume(Call call, Duration limit) {
     std::string what = fmt::format("trimming volume \"{}\"", call.name);
     CO_TRY_ASSIGN(uint64_t bytes, co_await calls_.ask(what, Effect::changes, limit, make));
     co_return json_answer({{"trimmed_bytes", bytes}});
+}
+
+Task<Result<Answer>> Routes::recover_volume(Call call, Duration limit) {
+    CO_TRY_ASSIGN(fabric::Node::Loss loss, loss_of(call.body));
+    auto make = [node = node_, name = call.name, loss] { return node->recover_volume(name, loss); };
+    std::string what = fmt::format("recovering volume \"{}\"", call.name);
+    CO_TRY_ASSIGN(auto report, co_await calls_.ask(what, Effect::changes, limit, make));
+    co_return json_answer(recovery_json(report));
 }
 
 Task<Result<Answer>> Routes::detach_volume(Call call, Duration limit) {

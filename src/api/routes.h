@@ -64,6 +64,7 @@ class Routes {
     runtime::Task<Result<Answer>> get_volume(Call call, Duration limit);
     runtime::Task<Result<Answer>> grow_volume(Call call, Duration limit);
     runtime::Task<Result<Answer>> remove_volume(Call call, Duration limit);
+    runtime::Task<Result<Answer>> recover_volume(Call call, Duration limit);
     runtime::Task<Result<Answer>> trim_volume(Call call, Duration limit);
     runtime::Task<Result<Answer>> detach_volume(Call call, Duration limit);
     runtime::Task<Result<Answer>> list_devices(Call call, Duration limit);

@@ -27,6 +27,9 @@ namespace {
 
 constexpr const char* kDockerPlugins = "/run/docker/plugins";
 
+// What reads all of a volume's journal and map.
+constexpr Duration kLongCall = std::chrono::minutes(31);
+
 // Where dockerd listens: DOCKER_HOST when it names a Unix socket, as for the docker command.
 std::string docker_socket() {
     const char* host = std::getenv("DOCKER_HOST");
@@ -57,6 +60,7 @@ struct Words {
     std::string path;
     std::string media_class;
     bool force = false;
+    bool accept_loss = false;
     bool fix = false;
     std::string file;
     std::string shell;
@@ -183,6 +187,7 @@ class Cli {
     Result<int> volume_rm();
     Result<int> volume_trim();
     Result<int> volume_detach();
+    Result<int> volume_recover();
     Result<int> device_add();
     Result<int> device_ls();
     Result<int> doctor();
@@ -265,6 +270,11 @@ void Cli::describe_volumes() {
     rm->add_option("NAME", words_.names)->required()->expected(1, -1);
     CLI::App* trim = add(volume, "trim", "Give freed blocks back now", &Cli::volume_trim);
     trim->add_option("NAME", words_.name)->required();
+    CLI::App* recover = add(volume, "recover", "See what damage has cost a volume, and go on",
+                            &Cli::volume_recover);
+    recover->add_option("NAME", words_.name)->required();
+    recover->add_flag("--accept-loss", words_.accept_loss,
+                      "Go on without what is lost, for good (default: only show it)");
     CLI::App* detach = add(volume, "detach", "Take a broken attachment away", &Cli::volume_detach);
     detach->add_option("NAME", words_.name)->required();
     detach->add_flag("--force", words_.force,
@@ -399,6 +409,15 @@ Result<int> Cli::volume_detach() {
     TRY_ASSIGN(Json answer,
                call("POST", volume_target(words_.name, "/detach"), Json{{"force", true}}));
     return print_message(answer, "detached " + words_.name);
+}
+
+Result<int> Cli::volume_recover() {
+    Json body = {{"accept_loss", words_.accept_loss}};
+    api::Client client(api_socket(), kLongCall);
+    TRY_ASSIGN(Json report, client.post(volume_target(words_.name, "/recover"), body));
+    print(report, show_recovery(report));
+    // For scripts: something is lost, and nobody has accepted that yet.
+    return flag_in(report, "is_whole") || flag_in(report, "is_done") ? 0 : 1;
 }
 
 Result<int> Cli::device_add() {

@@ -70,7 +70,33 @@ TEST(Cli, DetachNeedsForce) {
     EXPECT_NE(run.err.find("--force"), std::string::npos);
 }
 
+TEST(Views, ARecoveryIsShownWithWhatItCosts) {
+    Json report = {{"is_whole", false},
+                   {"is_done", false},
+                   {"findings", {"/dev/sdx at offset 4096: journal frame 3 cannot be read"}},
+                   {"losses", {"the newest writes"}},
+                   {"lost_bytes", 8192},
+                   {"message", "nothing was changed"}};
+    std::string text = show_recovery(report);
+    EXPECT_NE(text.find("What would be lost:\n  the newest writes\n"), std::string::npos) << text;
+    EXPECT_NE(text.find("offset 4096"), std::string::npos);
+    EXPECT_NE(text.find("8 KiB"), std::string::npos);
+    report["is_done"] = true;
+    EXPECT_NE(show_recovery(report).find("What is lost:"), std::string::npos);
+    report["losses"] = Json::array();
+    EXPECT_NE(show_recovery(report).find("Nothing else is lost"), std::string::npos);
+    Json volume = {{"name", "data"},
+                   {"recovered_at", "2026-11-23T01:02:03Z"},
+                   {"recovered_without", "the newest writes"}};
+    EXPECT_NE(show_volume(volume, Style::plain)
+                  .find("Recovered   2026-11-23T01:02:03Z, with loss: the newest writes\n"),
+              std::string::npos)
+        << show_volume(volume, Style::plain);
+}
+
 TEST(Completion, KnowsCommandsAndOptions) {
+    EXPECT_EQ(peplos({"complete", "--", "volume", "rec"}).out, "recover\n");
+    EXPECT_EQ(peplos({"complete", "--", "volume", "recover", "--a"}).out, "--accept-loss\n");
     EXPECT_NE(peplos({"complete", "--", "volume", ""}).out.find("create\n"), std::string::npos);
     EXPECT_EQ(peplos({"complete", "--", "volume", "cr"}).out, "create\n");
     EXPECT_EQ(peplos({"complete", "--", "do"}).out, "doctor\n");

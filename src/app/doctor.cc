@@ -142,6 +142,21 @@ void check_attachments(const DoctorWorld& world, const Json& volumes, std::vecto
     if (healthy != 0) out.push_back(ok("attachment", fmt::format("{} attached, healthy", healthy)));
 }
 
+// Volumes that are not well by themselves: closed by damage, or with lost blocks.
+void check_volumes(const Json& volumes, std::vector<Finding>& out) {
+    for (const Json& volume : list_in(volumes, "volumes")) {
+        const Json& health = child_in(volume, "health");
+        const std::string light = text_in(health, "light", "green");
+        const bool is_attachment = !text_in(child_in(volume, "attach"), "problem", "").empty();
+        if (light == "green" || is_attachment) continue;
+        out.push_back({.level = light == "yellow" ? Level::warning : Level::error,
+                       .check = "volume",
+                       .reason = fmt::format("volume {}: {}", text_in(volume, "name"),
+                                             text_in(health, "reason", "is not well")),
+                       .next = text_in(health, "next", "peplos status")});
+    }
+}
+
 // What the kernel still has of volumes that the daemon does not serve, by the daemon's own word.
 void check_leftovers(const DoctorWorld& world, std::vector<Finding>& out) {
     auto answer = world.peplos("GET", "/v1/leftovers", nullptr);
@@ -320,6 +335,7 @@ std::vector<Finding> examine(const DoctorWorld& world) {
                            .next = "peplos volume ls"});
         }
     }
+    check_volumes(volumes, out);
     check_attachments(world, volumes, out);
     if (status) check_leftovers(world, out);
     check_docker(world, volumes_known ? &volumes : nullptr, out);

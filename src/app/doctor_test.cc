@@ -131,6 +131,19 @@ TEST(Doctor, TellsOfADeviceThatGoesBadAndTheTableCountsItsErrors) {
     EXPECT_NE(table.find("  5  "), std::string::npos) << table;
 }
 
+TEST(Doctor, PointsAtTheWayOutForAVolumeThatDamageKeepsClosed) {
+    Host host;
+    host.volumes["volumes"][0]["health"] = {{"light", "red"},
+                                            {"reason", "its map cannot be read"},
+                                            {"next", "peplos volume recover data"}};
+    auto findings = examine(host.world());
+    auto found = std::ranges::find(findings, "volume", &Finding::check);
+    ASSERT_NE(found, findings.end());
+    EXPECT_EQ(found->level, Finding::Level::error);
+    EXPECT_EQ(found->next, "peplos volume recover data");
+    EXPECT_EQ(found->reason, "volume data: its map cannot be read");
+}
+
 TEST(Doctor, FindsALocalDockerVolumeThatHidesOurs) {
     Host host;
     host.docker_volumes["Volumes"] = {{{"Name", "data"}, {"Driver", "local"}},

@@ -165,6 +165,10 @@ std::string show_volume(const Json& volume, Style style) {
     line("File system", text_in(volume, "fs"));
     line("Sector", text_in(volume, "sector_bytes"));
     line("Created", text_in(volume, "created_at"));
+    if (std::string when = text_in(volume, "recovered_at", ""); !when.empty()) {
+        line("Recovered", fmt::format("{}, with loss: {}", when,
+                                      printable(text_in(volume, "recovered_without", "-"))));
+    }
     const Json& labels = child_in(volume, "labels");
     if (labels.is_object()) {
         for (const auto& [key, value] : labels.items()) {
@@ -190,6 +194,27 @@ std::string show_volume(const Json& volume, Style style) {
         line("Problem", text_in(attach, "problem", ""));
     }
     return out;
+}
+
+std::string show_recovery(const Json& report) {
+    std::string out;
+    auto list = [&](std::string_view title, const Json& lines) {
+        if (lines.empty()) return;
+        out += fmt::format("{}\n", title);
+        for (const Json& line : lines) {
+            if (line.is_string()) out += fmt::format("  {}\n", printable(line.get<std::string>()));
+        }
+    };
+    const bool is_done = flag_in(report, "is_done");
+    list("What cannot be read:", list_in(report, "findings"));
+    list(is_done ? "What is lost:" : "What would be lost:", list_in(report, "losses"));
+    if (!list_in(report, "findings").empty() && list_in(report, "losses").empty())
+        out += "Nothing else is lost: what it said is known from elsewhere.\n";
+    if (uint64_t bytes = number_in(report, "lost_bytes"); bytes != 0) {
+        out += fmt::format("Reads as errors until it is written again: {}\n",
+                           fabric::print_size(bytes));
+    }
+    return out + text_in(report, "message") + "\n";
 }
 
 std::string show_scrub(const Json& report, Style style) {

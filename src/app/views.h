@@ -16,6 +16,8 @@ std::string show_status(const Json& status, const Json& volumes, Style style);
 std::string show_volumes(const Json& volumes, Style style);
 std::string show_volume(const Json& volume, Style style);
 std::string show_devices(const Json& devices, Style style);
+// What damage keeps a volume closed, and what it costs to go on.
+std::string show_recovery(const Json& report);
 std::string show_scrub(const Json& report, Style style);
 
 // Members of an object, with what to show when they are missing or of another kind.

@@ -22,6 +22,7 @@
 //   node/<id>             NodeRecord
 //   device/<id>           DeviceRecord
 //   volume/<id>           VolumeRecord
+//   volume-loss/<id>      LossRecord (loss_record.h)
 //   volume-name/<name>    VolumeNameRecord: makes names unique; written with the volume's record in
 //                         one transaction, never alone
 namespace peplos::control {

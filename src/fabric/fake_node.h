@@ -128,6 +128,17 @@ class FakeNode final : public Node {
         report.segments_done = report.segments_total = 3;
         co_return report;
     }
+    runtime::Task<Result<RecoveryReport>> recover_volume(std::string name, Loss loss) override {
+        CO_TRY(co_await begin((loss == Loss::accept ? "recover! " : "recover ") + name));
+        if (!volumes_by_name.contains(name)) co_return missing(name);
+        RecoveryReport report;
+        report.is_done = loss == Loss::accept;
+        report.findings = {"/dev/sdx at offset 4096: journal frame 3 cannot be read"};
+        report.losses = {"the newest writes"};
+        report.lost_bytes = 8192;
+        report.message = "what is above is lost";
+        co_return report;
+    }
     runtime::Task<Result<uint64_t>> trim_volume(std::string name) override {
         CO_TRY(co_await begin("trim " + name));
         if (!volumes_by_name.contains(name)) co_return missing(name);

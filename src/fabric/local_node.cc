@@ -117,6 +117,14 @@ Task<Result<void>> LocalNode::load_volumes() {
         if (!record) co_return fail(std::move(record).error().within(stored.key));
         if (found != entries_.end()) found->second->mounts = std::move(*record);
     }
+    CO_TRY_ASSIGN(control::Page losses,
+                  co_await control::list_all(store_, std::string(control::kLossPrefix)));
+    for (const control::KeyValue& stored : losses.entries) {
+        auto found = entries_.find(control::volume_of_loss_key(stored.key));
+        Result<control::LossRecord> record = control::decode_loss(stored.value);
+        if (!record) co_return fail(std::move(record).error().within(stored.key));
+        if (found != entries_.end()) found->second->loss = std::move(*record);
+    }
     co_return Result<void>();
 }
 
@@ -284,6 +292,33 @@ Task<Error> LocalNode::look_again(Entry& entry, Error why) {
                                 entry.record().name));
 }
 
+volume::VolumeParams LocalNode::params_of(const Entry& entry) {
+    volume::VolumeParams params;
+    if (!entry.record().ensemble.empty()) {
+        const control::EnsembleMember& member = entry.record().ensemble.front();
+        params.recorded = replica::Membership{member.incarnation, member.token};
+    }
+    params.id = entry.record().id;
+    params.lineage = entry.record().lineage;
+    params.size_bytes = entry.record().size_bytes;
+    params.sector_bytes = entry.record().sector_bytes;
+    params.epoch = entry.record().epoch;
+    params.token = OpenToken(env_.rng.next_id());
+    return params;
+}
+
+// Damage has a way out; whoever is told of it is told of that, too.
+Error LocalNode::note_unopened(Entry& entry, Error why) const {
+    entry.is_unreadable = why.code() == Code::corrupt || why.code() == Code::unavailable ||
+                          why.code() == Code::io_error || why.code() == Code::not_found;
+    entry.problem = why.message();
+    if (!entry.is_unreadable) return why;
+    entry.problem +=
+        fmt::format("; what is lost, and how to go on without it: peplos volume recover {}",
+                    entry.record().name);
+    return Error(why.code(), entry.problem);
+}
+
 // Requires: the entry's lock. Claim, fence and recover, record the ensemble, then serve.
 Task<Result<void>> LocalNode::open_volume(Entry& entry) {
     if (entry.open != nullptr && !entry.open->faulted()) co_return Result<void>();
@@ -301,26 +336,13 @@ Task<Result<void>> LocalNode::open_volume(Entry& entry) {
         entry.problem = claimed.error().message();
         co_return fail(std::move(claimed).error());
     }
-    volume::VolumeParams params;
-    if (!entry.record().ensemble.empty()) {
-        const control::EnsembleMember& member = entry.record().ensemble.front();
-        params.recorded = replica::Membership{member.incarnation, member.token};
-    }
-    params.id = entry.record().id;
-    params.lineage = entry.record().lineage;
-    params.size_bytes = entry.record().size_bytes;
-    params.sector_bytes = entry.record().sector_bytes;
-    params.epoch = entry.record().epoch;
-    params.token = OpenToken(env_.rng.next_id());
+    volume::VolumeParams params = params_of(entry);
     OpenToken token = params.token;
     bool is_new = !params.recorded.has_value();
     Result<std::unique_ptr<volume::Volume>> opened =
         is_new ? co_await volume::Volume::create(*home->resources, std::move(params))
                : co_await volume::Volume::open(*home->resources, std::move(params));
-    if (!opened) {
-        entry.problem = opened.error().message();
-        co_return fail(std::move(opened).error());
-    }
+    if (!opened) co_return fail(note_unopened(entry, std::move(opened).error()));
     replica::Membership membership = home->journal->membership_for(token);
     control::VolumeRecord record = entry.record();
     record.state = control::OwnershipState::open;
@@ -337,6 +359,7 @@ Task<Result<void>> LocalNode::open_volume(Entry& entry) {
     entry.open = std::move(*opened);
     entry.home = home;
     entry.problem.clear();
+    entry.is_unreadable = false;
     if (background_ != nullptr) background_->opened(*entry.open);
     LOG_INFO("volume open volume={} name={} epoch={}", entry.record().id, entry.record().name,
              entry.record().epoch);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "control/loss_record.h"
 #include "control/mount_record.h"
 #include "fabric/device_set.h"
 #include "fabric/node.h"
@@ -85,6 +86,7 @@ class LocalNode final : public Node {
                                         std::string media_class) override;
     Task<Result<void>> start_scrub() override;
     Task<Result<ScrubReport>> scrub_report() override;
+    Task<Result<RecoveryReport>> recover_volume(std::string name, Loss loss) override;
     Task<Result<uint64_t>> trim_volume(std::string name) override;
     Task<Result<void>> detach_forced(std::string name) override;
     Task<Result<std::vector<Leftover>>> leftovers() override;
@@ -98,11 +100,13 @@ class LocalNode final : public Node {
         std::shared_ptr<volume::Volume> open;  // null: not served now
         DeviceSet::Member* home = nullptr;     // while open
         control::MountRecord mounts;
-        std::string path;              // what containers get, while attached
-        std::string problem;           // why it cannot be served, empty when it can
-        uint64_t used_bytes_seen = 0;  // of the last time it was open
-        bool is_damaged = false;       // its device stays on the host, for a repair
-        bool gone = false;             // removed; whoever waited for the lock finds nothing
+        std::string path;                         // what containers get, while attached
+        std::string problem;                      // why it cannot be served, empty when it can
+        uint64_t used_bytes_seen = 0;             // of the last time it was open
+        bool is_damaged = false;                  // its device stays on the host, for a repair
+        bool is_unreadable = false;               // damage keeps it closed: `problem` says what
+        std::optional<control::LossRecord> loss;  // what its user accepted last
+        bool gone = false;  // removed; whoever waited for the lock finds nothing
 
         const control::VolumeRecord& record() const { return stored.record; }
         bool is_attached() const { return !path.empty(); }
@@ -122,6 +126,8 @@ class LocalNode final : public Node {
     Task<Result<void>> claim(Entry& entry, DeviceSet::Member& home);
     Task<Result<void>> change_record(Entry& entry, control::VolumeRecord record);
     Task<Error> look_again(Entry& entry, Error why);
+    volume::VolumeParams params_of(const Entry& entry);
+    Error note_unopened(Entry& entry, Error why) const;
     Task<Result<void>> close_volume(Entry& entry);
     Task<void> drop_faulted(Entry& entry);
     bool is_on_host(const Entry& entry) const;
@@ -149,6 +155,11 @@ class LocalNode final : public Node {
     Task<void> mend_one(VolumeId id, std::vector<Leftover>* all, std::vector<Leftover>* mended);
     Task<Result<uint64_t>> trim_entry(Entry& entry);
     AttachSpec attach_spec(const Entry& entry) const;
+
+    // local_node_recovery.cc
+    Task<Result<RecoveryReport>> recover_entry(EntryPtr entry, Loss loss);
+    Task<Result<volume::LossReport>> salvage(Entry& entry, Loss loss);
+    Task<Result<void>> store_loss(Entry& entry, control::LossRecord record);
 
     // local_node_status.cc
     VolumeInfo info_of(const Entry& entry) const;

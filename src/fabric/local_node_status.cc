@@ -30,7 +30,8 @@ Health LocalNode::health_of(const Entry& entry) const {
         if (!info->problem.empty()) return {Light::red, info->problem, "peplos doctor --fix"};
     }
     if (!entry.problem.empty()) {
-        return {Light::red, entry.problem, fmt::format("peplos volume show {}", name)};
+        return {Light::red, entry.problem,
+                fmt::format("peplos volume {} {}", entry.is_unreadable ? "recover" : "show", name)};
     }
     if (uint64_t lost = entry.open == nullptr ? 0 : entry.open->stats().lost_blocks; lost != 0) {
         return {Light::red,
@@ -95,6 +96,11 @@ VolumeInfo LocalNode::info_of(const Entry& entry) const {
     if (attachments_ != nullptr) {
         Result<AttachInfo> attach = attachments_->info(record.id);
         if (attach) info.attach = std::move(*attach);
+    }
+    if (entry.loss) {
+        info.recovered_at = wall_time(entry.loss->accepted_at_s);
+        info.recovered_without = entry.loss->what;
+        if (!entry.loss->is_done) info.recovered_without += " (under way, or cut short)";
     }
     info.health = health_of(entry);
     if (info.health.light == Light::red) info.state = "failed";

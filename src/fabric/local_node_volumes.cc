@@ -212,6 +212,7 @@ Task<Result<void>> LocalNode::finish_deletion(StoredVolume stored) {
     }
     control::Transaction forget = control::volume_forgetting(id, stored.revision);
     forget.push_back(control::remove(control::mount_key(node_.id, id), std::nullopt));
+    forget.push_back(control::remove(control::loss_key(id), std::nullopt));
     CO_TRY(co_await store_.compare_and_set(std::move(forget)));
     LOG_INFO("volume's space freed volume={}", id);
     co_return Result<void>();

@@ -50,7 +50,21 @@ struct VolumeInfo {
     bool formatted = false;
     std::vector<std::string> holders;  // who has it mounted (Docker's caller ids), sorted
     std::optional<AttachInfo> attach;
+    // When its user last accepted that damage had cost something, and what; zero: never.
+    WallTime recovered_at{};
+    std::string recovered_without;
     Health health;
+};
+
+// What damage keeps a volume closed, what it cost or would cost to go on without that.
+struct RecoveryReport {
+    bool is_whole = false;              // nothing keeps it closed
+    bool is_done = false;               // the loss was accepted, and the volume can be used again
+    std::vector<std::string> findings;  // device, offset, what cannot be read
+    std::vector<std::string> losses;    // what is gone
+    uint64_t lost_bytes = 0;            // read as errors until they are written again
+    uint64_t dropped_bytes = 0;         // readable writes that follow a hole in the journal
+    std::string message;                // a sentence, with the next command
 };
 
 struct DeviceInfo {
@@ -139,6 +153,12 @@ class Node {
     };
     virtual runtime::Task<Result<void>> start_scrub() = 0;
     virtual runtime::Task<Result<ScrubReport>> scrub_report() = 0;
+    // A way out for a volume that damage keeps closed: says what would be lost, and with `accept`
+    // goes on without it, for good. Takes as long as reading the volume's journal and map does.
+    // Errors: busy (it is mounted, or the host still has it), unavailable (not a matter of damage,
+    // or nothing can be saved).
+    enum class Loss : uint8_t { show, accept };
+    virtual runtime::Task<Result<RecoveryReport>> recover_volume(std::string name, Loss loss) = 0;
     virtual runtime::Task<Result<uint64_t>> trim_volume(std::string name) = 0;
     // Force: containers that use the volume get I/O errors from then on. For `doctor --fix`.
     virtual runtime::Task<Result<void>> detach_forced(std::string name) = 0;

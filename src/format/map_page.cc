@@ -175,6 +175,18 @@ Result<uint32_t> verify_page(Bytes bytes) {
     return static_cast<uint32_t>(padded);
 }
 
+Result<PageOutline> outline_page(Bytes bytes) {
+    TRY_ASSIGN(const uint32_t padded, verify_page(bytes));
+    RawPageHeader header;
+    std::memcpy(&header, bytes.data(), sizeof(header));
+    PageOutline out;
+    out.identity = {LineageId(header.lineage), VolumeId(header.volume),
+                    static_cast<PageKind>(header.kind), header.key, header.sequence};
+    out.crc = header.crc;
+    out.bytes = padded;
+    return out;
+}
+
 namespace {
 
 // A page of `count` elements of T behind the header; fills the rest of `out` with zeros.

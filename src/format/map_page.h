@@ -80,6 +80,13 @@ static_assert(sizeof(RootRef) == 48 && std::is_trivially_copyable_v<RootRef>);
 // Checks the page that begins `bytes` by what it says of itself, where no parent is known. Returns
 // its padded bytes. Errors: not_found (zeros: no page begins here), corrupt, unsupported.
 Result<uint32_t> verify_page(Bytes bytes);
+// The same, and who the page says it is.
+struct PageOutline {
+    PageIdentity identity;
+    uint32_t crc = 0;
+    uint32_t bytes = 0;  // padded
+};
+Result<PageOutline> outline_page(Bytes bytes);
 
 // Leaf ---------------------------------------------------------------------------------------
 

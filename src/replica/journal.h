@@ -146,6 +146,11 @@ class VolumeLog {
     // finds the holes by the records' chains.
     virtual Task<Result<void>> replay(RecordVisitor& visitor) = 0;
 
+    // Data-like records of the volume, in LSN order and without payloads, that the journal still
+    // happens to hold between its oldest needed record and its end, drained ones too: to find out
+    // again what a drain wrote. Reads all of that. Errors: io_error, stopping, fenced.
+    virtual Task<Result<std::vector<format::Record>>> find_drained() = 0;
+
     // The LSN that the next submitted record must carry (0-LSN types excepted).
     virtual Lsn next_lsn() const = 0;
 

@@ -146,6 +146,7 @@ class LocalVolumeLog final : public VolumeLog {
     Epoch epoch() const override { return epoch_; }
     const LogTail& tail() const override { return tail_; }
     Task<Result<void>> replay(RecordVisitor& visitor) override;
+    Task<Result<std::vector<format::Record>>> find_drained() override;
     Lsn next_lsn() const override;
     Admission try_admit(const format::Record& record) override;
     Task<Result<Admission>> admit(const format::Record& record) override;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 
 #include "base/fault.h"
 #include "base/log.h"
@@ -101,6 +102,32 @@ Task<Result<void>> LocalJournal::write_off(VolumeState& state, std::string reaso
     if (state.damage.empty()) state.damage = std::move(reason);
     state.last_lsn = state.damage_lsn = end;
     co_return Result<void>{};
+}
+
+// Frames between the oldest needed record and the newest are never overwritten, needed or not.
+Task<Result<std::vector<Record>>> LocalVolumeLog::find_drained() {
+    CO_TRY(check());
+    CO_TRY_ASSIGN(runtime::Gate::Pass pass, journal_->gate_.enter());
+    std::map<Lsn, Record> found;
+    const uint64_t end = journal_->ring_.newest_sequence() + 1;
+    for (uint64_t sequence = journal_->ring_.tail_sequence(); sequence < end; ++sequence) {
+        if (sequence < journal_->ring_.tail_sequence()) continue;
+        auto frame = co_await journal_->ring_.read_frame(sequence);
+        CO_TRY(check());
+        if (!frame) continue;
+        for (media::Ring::FrameRecord& one : *frame) {
+            Record& record = one.record;
+            if (record.volume != volume_ || !format::is_data(record.type)) continue;
+            record.payload.clear();
+            auto [place, is_new] = found.try_emplace(record.lsn, record);
+            if (!is_new && place->second.epoch < record.epoch) place->second = std::move(record);
+        }
+    }
+    std::vector<Record> out;
+    out.reserve(found.size());
+    for (auto& [lsn, record] : found)
+        out.push_back(std::move(record));
+    co_return out;
 }
 
 // What went bad while it lay there is let go. What memory still knows is written anew. Whoever else

@@ -447,6 +447,9 @@ Task<Result<void>> BlockMap::apply(MapChange change) {
 }
 
 Task<Result<void>> BlockMap::apply_all(MapChange change) {
+    for (const ZeroExtent& loss : change.losses) {
+        if (loss.block_count != 0) CO_TRY(co_await apply_loss(loss));
+    }
     for (const ZeroExtent& zero : change.zeros) {
         if (zero.block_count != 0) CO_TRY(co_await apply_zero(zero));
     }
@@ -559,6 +562,29 @@ Task<Result<void>> BlockMap::apply_zero(ZeroExtent extent) {
             zero_in_leaf(leaf_index, static_cast<uint32_t>(first), static_cast<uint32_t>(last));
         }
         leaf_index = next_mapped(leaf_index + 1, leaf_end);
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> BlockMap::apply_loss(ZeroExtent extent) {
+    const uint64_t begin = extent.first.value, end = begin + extent.block_count;
+    CHECK(begin <= block_count_ && extent.block_count <= block_count_ - begin);
+    for (uint64_t first = begin; first < end;) {
+        const uint64_t leaf_index = first / limits::kLeafBlocks;
+        const uint64_t leaf_end = std::min(end, (leaf_index + 1) * limits::kLeafBlocks);
+        std::vector<LeafPin> pins;
+        if (is_missing(leaf_index)) CO_TRY(co_await fetch_to_change({leaf_index}, &pins));
+        Leaf& leaf = leaf_for_change(leaf_index);
+        for (; first < leaf_end; ++first) {
+            const auto block = static_cast<uint32_t>(first % limits::kLeafBlocks);
+            if (leaf.get(block).is_lost()) continue;
+            set_entry(leaf, block, {Place::lost(), 0, 0});
+            ++lost_count_;
+        }
+        pins.clear();
+        leaf_changed(leaf_index);
+        ++loss_changes_;
+        co_await runtime::yield();
     }
     co_return Result<void>{};
 }

@@ -49,13 +49,15 @@ struct Relocation {
     MapEntry entry;  // never unmapped
 };
 
-// What one meta record does to the map. All three lists ascend by LBA without overlap inside a
-// list; zeros take effect first, then updates, then relocations.
+// What one meta record does to the map, or what is known of it. All lists ascend by LBA without
+// overlap inside a list; losses take effect first (what these blocks hold is not known any more),
+// then zeros, updates and relocations.
 struct MapChange {
     Lsn lsn;
     std::span<const ZeroExtent> zeros;
     std::span<const MapUpdate> updates;
     std::span<const Relocation> relocations;
+    std::span<const ZeroExtent> losses = {};
 };
 
 // A volume's map: LBA -> where the block is, and its CRC.
@@ -182,6 +184,7 @@ class BlockMap {
   private:
     friend class Checkpoint;
     friend class LeafCache;
+    friend class MapSalvage;
 
     static constexpr uint32_t kSlotCount = format::kInteriorSlotCount;
     static constexpr uint64_t kInteriorBlocks = uint64_t{kSlotCount} * limits::kLeafBlocks;
@@ -271,6 +274,7 @@ class BlockMap {
     Result<void> check_entry(Lba lba, const MapEntry& entry) const;
     runtime::Task<Result<void>> apply_all(MapChange change);
     runtime::Task<Result<void>> apply_zero(ZeroExtent extent);
+    runtime::Task<Result<void>> apply_loss(ZeroExtent extent);
     runtime::Task<Result<void>> apply_steps(Steps steps);
     size_t apply_to_leaf(const Steps& steps, size_t at);
     void zero_in_leaf(uint64_t leaf_index, uint32_t first, uint32_t end);

@@ -17,6 +17,7 @@
 #include "volume/lifetime.h"
 #include "volume/map_pages.h"
 #include "volume/overlay.h"
+#include "volume/salvage.h"
 #include "volume/segment_set.h"
 #include "volume/segment_writer.h"
 #include "volume/volume.h"
@@ -24,6 +25,7 @@
 // The inside of a volume: its state, and the steps of its life by file.
 //   volume.cc   create, open, close, destroy; the facade
 //   replay.cc   from root and journal back to map and overlay
+//   salvage.cc  the same in spite of damage
 //   writer.cc   write, zero: room, LSN, journal, overlay
 //   reader.cc   read: overlay, map, segment
 //   drain.cc    overlay -> segments -> seal -> map
@@ -157,6 +159,7 @@ struct VolumeCore {
 
     // ---- volume.cc ----
     Task<Result<void>> start(bool is_new);
+    Error unproven(const replica::LogTail& tail) const;
     Task<void> stop(bool is_closing, Result<void>* outcome);
     void fail_for_good(const Error& error);
     // What would have made room failed: who waits for room hears of it, and tries what else helps.
@@ -198,6 +201,22 @@ struct VolumeCore {
     std::vector<SegmentId> find_leftovers() const;
     std::vector<SegmentId> deleted_in_replay;
     std::vector<uint32_t> unsealed_at_open;  // table indexes of open segments of earlier epochs
+
+    // ---- salvage.cc ----
+    std::unique_ptr<Salvage> salvage;  // only in Volume::recover()
+    Task<Result<void>> start_salvage(replica::OnLoss on_loss);
+    Task<Result<void>> finish_salvage();
+    Task<Result<void>> load_map(RootRef ref);
+    void make_map();
+    Task<Result<void>> salvage_map(RootRef ref, const Error& why);
+    Task<Result<void>> salvage_seal(Lsn lsn, const format::SealBody& body);
+    Task<Result<void>> salvage_segment(Lsn lsn, const format::SealedSegment& sealed,
+                                       std::vector<SegmentBlock> wanted,
+                                       std::vector<MapUpdate>* updates);
+    Task<Result<void>> verify_blocks(const SegmentHandle& handle,
+                                     std::vector<SegmentBlock>* blocks);
+    Task<Result<std::vector<format::SegmentIndexEntry>>> replay_segment_patiently(
+        Lsn lsn, const format::SealedSegment& sealed);
 
     // ---- writer.cc ----
     Task<Result<void>> write(uint64_t offset, Buffer from);

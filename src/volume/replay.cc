@@ -15,10 +15,27 @@ class Replay final : public replica::RecordVisitor {
   public:
     explicit Replay(VolumeCore& core) : core_(core) {}
     Task<Result<void>> on_record(Record record) override {
+        if (core_.salvage) return salvage(std::move(record));
         return core_.replay_record(std::move(record));
+    }
+    void on_unreadable(Lsn lsn, const Error& why) override {
+        std::ignore = lsn;
+        core_.salvage->find(why.message());
     }
 
   private:
+    // A data record that cannot be carried out is a hole like one that cannot be read.
+    Task<Result<void>> salvage(Record record) {
+        if (!core_.salvage->admits(record, core_.log->tail())) co_return Result<void>{};
+        const bool is_data = format::is_data(record.type);
+        const Lsn before = core_.salvage->before(record.lsn);
+        auto outcome = co_await core_.replay_record(std::move(record));
+        if (outcome || !is_data || !is_damage(outcome.error().code())) co_return outcome;
+        core_.salvage->find(outcome.error().message());
+        core_.salvage->cut_behind(before);
+        co_return Result<void>{};
+    }
+
     VolumeCore& core_;
 };
 
@@ -38,14 +55,7 @@ RootRef root_ref_of(const format::RootBody& body) {
 Task<Result<void>> VolumeCore::replay() {
     const replica::LogTail& tail = log->tail();
     if (tail.root.has_value() && tail.root->page_segment) {
-        Result<void> loaded = co_await map->load(root_ref_of(*tail.root));
-        if (!loaded && loaded.error().code() != Code::corrupt) co_return loaded;
-        if (!loaded) {
-            co_return fail(std::move(loaded).error().within(fmt::format(
-                "volume {}: its map cannot be read, so nothing of it is served; restore the "
-                "volume from a backup",
-                params.id)));
-        }
+        CO_TRY(co_await load_map(root_ref_of(*tail.root)));
         drained_lsn = tail.root->drained_lsn;
         meta_lsn = tail.root->meta_lsn;
     }
@@ -64,6 +74,14 @@ Task<Result<void>> VolumeCore::replay() {
         adopt_open_segments();
     }
     co_return Result<void>{};
+}
+
+Task<Result<void>> VolumeCore::load_map(RootRef ref) {
+    Result<void> loaded = co_await map->load(ref);
+    if (loaded || !is_damage(loaded.error().code())) co_return loaded;
+    if (salvage) co_return co_await salvage_map(ref, loaded.error());
+    co_return fail(std::move(loaded).error().within(
+        fmt::format("volume {}: its map cannot be read, so nothing of it is served", params.id)));
 }
 
 // Pins what the root's table lists. A segment that is gone was deleted after the root: then nothing
@@ -240,13 +258,16 @@ Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment(
     CO_TRY(map->segments().add(sealed.index, entry_of(index->footer, sealed.block_count, lsn)));
     replay_bytes += index->footer.bytes();
     // The power may have gone between the drain's record and this.
-    auto shorter = co_await give_back_unused(handle, index->footer);
-    if (!shorter) co_return fail(std::move(shorter).error());
+    if (!salvage) {
+        auto shorter = co_await give_back_unused(handle, index->footer);
+        if (!shorter) co_return fail(std::move(shorter).error());
+    }
     segments.put(sealed.index, std::move(handle));
     co_return std::move(index->entries);
 }
 
 Task<Result<void>> VolumeCore::replay_seal(Lsn lsn, const format::SealBody& body) {
+    if (salvage) co_return co_await salvage_seal(lsn, body);
     std::vector<MapUpdate> updates;
     for (const format::SealedSegment& sealed : body.segments) {
         auto entries = co_await replay_segment(lsn, sealed);
@@ -267,7 +288,13 @@ Task<Result<void>> VolumeCore::replay_seal(Lsn lsn, const format::SealBody& body
 Task<Result<void>> VolumeCore::replay_relocate(Lsn lsn, const format::RelocateBody& body) {
     std::vector<Relocation> relocations;
     for (const format::SealedSegment& sealed : body.segments) {
-        auto entries = co_await replay_segment(lsn, sealed);
+        auto entries = salvage ? co_await replay_segment_patiently(lsn, sealed)
+                               : co_await replay_segment(lsn, sealed);
+        if (!entries && salvage && is_damage(entries.error().code())) {
+            // What it moved is still where it was: no checkpoint has covered the move.
+            salvage->find(entries.error().message());
+            continue;
+        }
         if (!entries) co_return fail(std::move(entries).error());
         for (const format::SegmentIndexEntry& item : *entries) {
             relocations.push_back({item.lba, item.old_place, item.map_entry(sealed.index)});

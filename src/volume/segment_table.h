@@ -98,6 +98,7 @@ class SegmentTable {
   private:
     friend class BlockMap;
     friend class Checkpoint;
+    friend class MapSalvage;
 
     static constexpr uint32_t kChunkEntries = 64;
     static constexpr uint32_t kPageEntries = format::kSegmentPageEntryCount;

@@ -36,6 +36,10 @@ VolumeCore::VolumeCore(Resources& resources, VolumeParams params)
       params(params),
       segments(resources.space, params.id, params.lineage, params.epoch),
       pages(segments) {
+    make_map();
+}
+
+void VolumeCore::make_map() {
     map = std::make_unique<BlockMap>(MapIdentity{params.id, params.lineage},
                                      params.size_bytes / kBlockBytes, resources.leaf_cache, pages,
                                      resources.env.executor);
@@ -102,6 +106,14 @@ void VolumeCore::note_failure(const Error& why) {
     log->refuse_waiting(why, replica::VolumeLog::Waiting::node);
 }
 
+Error VolumeCore::unproven(const replica::LogTail& tail) const {
+    return Error(Code::unavailable,
+                 fmt::format("volume {}: the journal cannot prove that it holds every "
+                             "acknowledged write ({}); bring the missing device back, or restore a "
+                             "backup, or go on with what can be read",
+                             params.id, tail.reason));
+}
+
 Task<Result<void>> VolumeCore::start(bool is_new) {
     replica::OpenRequest request{.volume = params.id,
                                  .lineage = params.lineage,
@@ -116,12 +128,7 @@ Task<Result<void>> VolumeCore::start(bool is_new) {
         notice();
     });
     const replica::LogTail& tail = log->tail();
-    if (tail.outcome != replica::LogOutcome::complete) {
-        co_return fail(Code::unavailable,
-                       "volume {}: the journal cannot prove that it holds every acknowledged "
-                       "write ({}); bring the missing device back or restore a backup",
-                       params.id, tail.reason);
-    }
+    if (tail.outcome != replica::LogOutcome::complete) co_return fail(unproven(tail));
     if (is_new && tail.last_lsn.value != 0) {
         co_return fail(Code::already_exists, "volume {} exists: its journal ends at LSN {}",
                        params.id, tail.last_lsn);
@@ -257,6 +264,20 @@ Task<Result<std::unique_ptr<Volume>>> Volume::create(Resources& resources, Volum
 Task<Result<std::unique_ptr<Volume>>> Volume::open(Resources& resources, VolumeParams params) {
     CO_TRY_ASSIGN(auto core, co_await start_core(resources, params, false));
     co_return std::unique_ptr<Volume>(new Volume(std::move(core)));
+}
+
+Task<Result<LossReport>> Volume::recover(Resources& resources, VolumeParams params,
+                                         replica::OnLoss on_loss) {
+    CO_TRY(check_params(params));
+    CHECK(on_loss != replica::OnLoss::refuse);
+    auto core = std::make_unique<VolumeCore>(resources, params);
+    auto outcome = co_await core->start_salvage(on_loss);
+    if (outcome && on_loss == replica::OnLoss::accept) outcome = co_await core->finish_salvage();
+    LossReport report = core->salvage->take_report();
+    if (!outcome && !core->fault.has_value()) core->fault = outcome.error();
+    co_await core->stop(false, nullptr);
+    if (!outcome) co_return fail(std::move(outcome).error());
+    co_return report;
 }
 
 Task<Result<void>> Volume::destroy(Resources& resources, VolumeId volume) {

@@ -43,6 +43,18 @@ struct VolumeParams {
     std::optional<replica::Membership> recorded;
 };
 
+// What damage keeps a volume closed, and what going on without it costs.
+struct LossReport {
+    // What cannot be read: each names the device, the offset and what it was needed for.
+    std::vector<std::string> findings;
+    // What is gone, in the order of the findings as far as they cost something.
+    std::vector<std::string> losses;
+    uint64_t lost_blocks = 0;      // that read as errors until they are written or trimmed
+    uint64_t dropped_records = 0;  // acknowledged, readable, and behind a hole in the journal
+    uint64_t dropped_blocks = 0;   // that these wrote
+    bool is_whole() const { return findings.empty(); }
+};
+
 // How near a volume is to its bounds: what the keeper schedules by. All O(1).
 struct Pressure {
     uint64_t undrained_bytes = 0;
@@ -100,6 +112,14 @@ class Volume final : public BlockDevice {
     // fenced, io_error, unsupported, busy.
     static runtime::Task<Result<std::unique_ptr<Volume>>> open(Resources& resources,
                                                                VolumeParams params);
+    // A way out for a volume whose open() fails by damage: finds out what is lost and, with
+    // `accept`, goes on without it. That is final once this returns, and happens not at all before:
+    // after an error or a power cut it is repeated. `look` changes nothing. Open it afterwards.
+    // What is lost never reads as if it were right: lost blocks read as errors until they are
+    // written or trimmed; of the journal the volume keeps what is before the first hole.
+    // Errors: unavailable (not a matter of damage, or nothing can be saved: says why), as open().
+    static runtime::Task<Result<LossReport>> recover(Resources& resources, VolumeParams params,
+                                                     replica::OnLoss on_loss);
     // Frees every segment and the log of a volume that is not open; of an open one after stop().
     // Works on a full device; idempotent (a repeat finds nothing).
     // Errors: busy (somebody still reads a segment; nobody else frees it after a power cut, so call

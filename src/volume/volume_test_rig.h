@@ -157,6 +157,10 @@ class Rig {
         auto opened = try_open(is_new);
         ASSERT_TRUE(opened) << opened.error().text();
     }
+    Task<Result<LossReport>> recover_volume(replica::OnLoss on_loss) {
+        VolumeParams params = next_params();
+        co_return co_await Volume::recover(*resources, std::move(params), on_loss);
+    }
     // The clean way down of the whole node.
     void stop() {
         if (volume) world.run(volume->stop());

@@ -1,0 +1,404 @@
+#include "volume/salvage.h"
+
+#include <algorithm>
+#include <map>
+#include <ranges>
+
+#include "base/crc32c.h"
+#include "volume/core.h"
+#include "volume/map_salvage.h"
+
+namespace peplos::volume {
+
+using format::Record;
+using format::RecordType;
+using format::SealedSegment;
+
+namespace {
+
+// A device may fail a read and give the same bytes right the next time.
+constexpr int kAttempts = 3;
+// Blocks of which at most one drain may leave unknown which it wrote: 64 GiB. All of them are lost
+// then, and every lost block has an entry.
+constexpr uint64_t kLossBlocksMax = 64 * kGiB / kBlockBytes;
+
+std::string describe(uint64_t first, uint64_t end) {
+    return fmt::format("blocks {} to {} (bytes {} to {})", first, end - 1, first * kBlockBytes,
+                       end * kBlockBytes - 1);
+}
+
+}  // namespace
+
+// ---- decisions ----
+
+void Salvage::cut_behind(Lsn lsn) {
+    if (!cut_) cut_ = lsn;
+}
+
+bool Salvage::admits(const Record& record, const replica::LogTail& tail) {
+    if (record.prev_data_lsn > std::max(tail.drained_lsn, last_data_)) cut_behind(last_taken_);
+    if (record.prev_meta_lsn > std::max(tail.meta_lsn, last_meta_))
+        lost_meta_ = record.prev_meta_lsn;
+    if (format::is_meta(record.type)) last_meta_ = record.lsn;
+    prev_data_of_seal = record.prev_data_lsn;
+    if (!format::is_data(record.type)) return true;
+    last_data_ = record.lsn;
+    if (record.lsn <= tail.drained_lsn) return true;
+    if (cut_) {
+        ++report_.dropped_records;
+        report_.dropped_blocks += record.block_count;
+        return false;
+    }
+    before_last_ = std::exchange(last_taken_, record.lsn);
+    return true;
+}
+
+void Salvage::sum_up(const replica::LogTail& tail) {
+    if (tail.outcome == replica::LogOutcome::complete && !cut_) return;
+    Lsn last = std::max({cut_.value_or(last_taken_), tail.drained_lsn});
+    std::string what = fmt::format(
+        "the newest writes: the volume goes back to what it was after its record {}", last);
+    if (report_.dropped_records != 0) {
+        what += fmt::format(
+            "; {} later records of {} blocks can be read, but follow one that cannot and are "
+            "dropped with it",
+            report_.dropped_records, report_.dropped_blocks);
+    }
+    what +=
+        "; what the unreadable part of the journal held is not known, at most the writes of "
+        "the last moment before the crash where nothing readable follows it";
+    report_.losses.push_back(std::move(what));
+}
+
+// ---- a whole volume ----
+
+Task<Result<void>> VolumeCore::start_salvage(replica::OnLoss on_loss) {
+    salvage = std::make_unique<Salvage>(on_loss);
+    replica::OpenRequest request{.volume = params.id,
+                                 .lineage = params.lineage,
+                                 .epoch = params.epoch,
+                                 .token = params.token,
+                                 .recorded = params.recorded,
+                                 .on_loss = on_loss};
+    CO_TRY_ASSIGN(log, co_await resources.journal.open(std::move(request)));
+    const replica::LogTail& tail = log->tail();
+    if (tail.outcome != replica::LogOutcome::complete) {
+        if (!tail.is_salvaged) co_return fail(unproven(tail));
+        salvage->find(tail.reason);
+    }
+    if (tail.root) salvage->drained_before = tail.root->drained_lsn;
+    CO_TRY(co_await replay());
+    if (salvage->lost_meta()) {
+        co_return fail(Code::unavailable,
+                       "volume {}: the journal lost the record at LSN {}, which said where drained "
+                       "data lie; they cannot be put together again without it: restore a backup",
+                       params.id, salvage->lost_meta());
+    }
+    salvage->sum_up(tail);
+    salvage->count_lost(map->lost_count());
+    co_return Result<void>{};
+}
+
+// The root that this ends with is what makes the loss final, and the log whole again.
+Task<Result<void>> VolumeCore::finish_salvage() {
+    torn_references.clear();
+    CO_TRY(co_await drain());
+    meta_lsn = std::max(meta_lsn, applied_lsn);
+    CO_TRY(co_await checkpoint());
+    LOG_WARN("volume recovered with what could be read volume={} epoch={} lost_blocks={}",
+             params.id, params.epoch, map->lost_count());
+    co_return Result<void>{};
+}
+
+// ---- the map ----
+
+namespace {
+
+// Data segments of the volume that the map does not know, with what they say they hold.
+Task<std::vector<FoundSegment>> find_segments(VolumeCore& core, Lsn sealed_lsn) {
+    std::vector<FoundSegment> out;
+    for (const SegmentId& id : core.find_leftovers()) {
+        SegmentHandle handle = core.segments.locate(id);
+        if (!handle || handle.pin.info().kind == format::SegmentKind::map) continue;
+        auto sealed = co_await read_index(handle);
+        for (int i = 1; i < kAttempts && !sealed; ++i)
+            sealed = co_await read_index(handle);
+        if (!sealed) continue;
+        out.push_back({entry_of(sealed->footer, sealed->footer.entry_count, sealed_lsn),
+                       std::move(sealed->entries)});
+    }
+    co_return out;
+}
+
+}  // namespace
+
+Task<Result<void>> VolumeCore::salvage_map(RootRef ref, const Error& why) {
+    const format::RootBody& body = *log->tail().root;
+    std::vector<std::pair<SegmentId, uint64_t>> map_segments;
+    for (media::SegmentStore* store : resources.space.stores()) {
+        for (const media::SegmentInfo& info : store->list(params.id)) {
+            if (info.kind == format::SegmentKind::map)
+                map_segments.emplace_back(info.id, info.bytes());
+        }
+    }
+    co_await map->close();
+    make_map();
+    format::RootPage from_record;
+    from_record.drained_lsn = body.drained_lsn;
+    from_record.meta_lsn = body.meta_lsn;
+    from_record.block_count = body.size_blocks;
+    MapSalvage work(*map, std::move(map_segments));
+    CO_TRY(co_await work.load(ref, std::move(from_record)));
+    if (work.has_missing()) {
+        std::vector<FoundSegment> found = co_await find_segments(*this, body.meta_lsn);
+        work.match(std::move(found));
+    }
+    CO_TRY(co_await work.prove());
+    if (work.findings().empty()) salvage->find(why.message());
+    for (const std::string& finding : work.findings())
+        salvage->find(finding);
+    uint64_t before = map->lost_count();
+    for (const ZeroExtent& loss : work.losses()) {
+        const std::array<ZeroExtent, 1> one{loss};
+        CO_TRY(co_await map->apply(MapChange{map->applied_lsn(), {}, {}, {}, one}));
+    }
+    if (uint64_t lost = map->lost_count() - before; lost != 0) {
+        salvage->lose(
+            fmt::format("{} blocks between {} and {}: where they lie cannot be proven any more",
+                        lost, work.losses().front().first.value,
+                        work.losses().back().first.value + work.losses().back().block_count - 1));
+    }
+    co_return Result<void>{};
+}
+
+// ---- segments that a replay needs ----
+
+Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment_patiently(
+    Lsn lsn, const SealedSegment& sealed) {
+    auto entries = co_await replay_segment(lsn, sealed);
+    for (int i = 1; i < kAttempts && !entries && is_damage(entries.error().code()); ++i)
+        entries = co_await replay_segment(lsn, sealed);
+    co_return entries;
+}
+
+namespace {
+
+// What a drain took: the newest version of each block, zeros left out.
+using Taken = std::map<uint64_t, SegmentBlock>;
+
+void take(const Record& record, Taken& taken) {
+    if (record.type == RecordType::zero) {
+        uint64_t end = record.lba.value + record.block_count;
+        taken.erase(taken.lower_bound(record.lba.value), taken.lower_bound(end));
+    }
+    if (record.type != RecordType::write && record.type != RecordType::write_ref) return;
+    const auto* place = std::get_if<format::WriteRefBody>(&record.body);
+    for (uint64_t i = 0; i < record.block_count && i < record.crcs.size(); ++i) {
+        SegmentBlock block;
+        block.lba = Lba(record.lba.value + i);
+        block.lsn = record.lsn;
+        block.crc = record.crcs[i];
+        if (place != nullptr) {
+            block.old_place =
+                format::Place::block(place->segment_index, (place->block_offset + i) * kBlockBytes);
+        }
+        taken.insert_or_assign(block.lba.value, std::move(block));
+    }
+}
+
+// The records of one drain, none missing; nothing where that cannot be shown.
+std::optional<Taken> taken_by(const Salvage& salvage, Lsn drained, const std::vector<Lsn>& voided) {
+    Taken taken;
+    Lsn last = salvage.drained_before;
+    for (const Record& record : *salvage.drained) {
+        if (record.lsn <= salvage.drained_before) continue;
+        bool is_next = record.prev_data_lsn <= salvage.drained_before
+                           ? last == salvage.drained_before
+                           : record.prev_data_lsn == last;
+        if (!is_next) return std::nullopt;
+        if (record.lsn > drained) return taken;
+        last = record.lsn;
+        if (!std::ranges::binary_search(voided, record.lsn)) take(record, taken);
+    }
+    if (salvage.prev_data_of_seal != last && salvage.prev_data_of_seal > salvage.drained_before)
+        return std::nullopt;
+    return taken;
+}
+
+}  // namespace
+
+// Keeps the blocks that are what they should be; says which are not.
+Task<Result<void>> VolumeCore::verify_blocks(const SegmentHandle& handle,
+                                             std::vector<SegmentBlock>* blocks) {
+    std::vector<SegmentBlock> good;
+    for (SegmentBlock& block : *blocks) {
+        block.data = Buffer::allocate(kBlockBytes);
+        Result<void> read = fail(Code::not_found, "its segment is gone");
+        for (int i = 0; i < kAttempts && handle; ++i) {
+            read =
+                co_await handle.store->read(handle.pin, block.old_place.offset_bytes(), block.data);
+            if (read && crc32c(std::as_const(block.data).bytes()) == block.crc) break;
+            if (read) read = fail(Code::corrupt, "it does not match its checksum");
+        }
+        if (read) {
+            good.push_back(std::move(block));
+        } else if (!is_damage(read.error().code())) {
+            co_return read;
+        } else {
+            salvage->lose(fmt::format("{}: {}", describe(block.lba.value, block.lba.value + 1),
+                                      read.error().message()));
+        }
+    }
+    *blocks = std::move(good);
+    co_return Result<void>{};
+}
+
+// A segment whose index is gone, and the journal's word on what it holds. What is verified goes
+// into a new segment: one without an index could never be cleaned or checked.
+Task<Result<void>> VolumeCore::salvage_segment(Lsn lsn, const SealedSegment& sealed,
+                                               std::vector<SegmentBlock> wanted,
+                                               std::vector<MapUpdate>* updates) {
+    SegmentHandle handle = segments.locate(sealed.id);
+    CO_TRY(co_await verify_blocks(handle, &wanted));
+    if (wanted.empty()) co_return Result<void>{};
+    SegmentEntry entry;
+    entry.id = sealed.id;
+    entry.kind = static_cast<uint8_t>(format::SegmentKind::data);
+    entry.state = SegmentState::sealed;
+    entry.block_count = static_cast<uint32_t>(wanted.size());
+    entry.sealed_lsn = lsn;
+    std::vector<format::Place> places;
+    for (size_t i = 0; i < wanted.size(); ++i)
+        places.push_back(
+            salvage->is_final()
+                ? format::Place::block(sealed.index, format::segment_block_offset(i))
+                : format::Place::block(sealed.index, wanted[i].old_place.offset_bytes()));
+    if (salvage->is_final()) {
+        for (SegmentBlock& block : wanted)
+            block.old_place = {};
+        const uint64_t run = format::segment_run_bytes(format::segment_bytes_for(wanted.size()));
+        CO_TRY_ASSIGN(
+            WrittenSegment written,
+            co_await write_segment(segments, format::SegmentKind::data, sealed.segment_class,
+                                   wanted, run, media::Purpose::maintenance));
+        CO_TRY(co_await segments.sync_all());
+        CO_TRY(co_await seal_segment(written));
+        entry = entry_of(written, lsn);
+        handle = written.handle;
+    }
+    CO_TRY(map->segments().add(sealed.index, entry));
+    segments.put(sealed.index, std::move(handle));
+    for (size_t i = 0; i < wanted.size(); ++i)
+        updates->push_back({wanted[i].lba, {places[i], wanted[i].crc, 0}});
+    co_return Result<void>{};
+}
+
+namespace {
+
+// One drain, some of whose segments have no readable index.
+struct HurtSeal {
+    std::vector<const SealedSegment*> hurt;
+    std::vector<MapUpdate> updates;  // of the others
+    // Between which blocks of the others each one's lie; data segments split them in order.
+    std::vector<std::pair<uint64_t, uint64_t>> bounds;
+};
+
+// What of `taken` is in which of the hurt segments: references say it, of the others the place is
+// their rank. Nothing where the numbers do not agree.
+std::optional<std::vector<std::vector<SegmentBlock>>> divide(const HurtSeal& seal, Taken taken) {
+    for (const MapUpdate& update : seal.updates)
+        taken.erase(update.lba.value);
+    std::vector<std::vector<SegmentBlock>> out(seal.hurt.size());
+    std::vector<SegmentBlock> rest;
+    for (auto& [lba, block] : taken) {
+        auto in = std::ranges::find_if(seal.hurt, [&block](const SealedSegment* sealed) {
+            return block.old_place && block.old_place.segment_index() == sealed->index;
+        });
+        if (in != seal.hurt.end()) {
+            out[static_cast<size_t>(in - seal.hurt.begin())].push_back(std::move(block));
+        } else {
+            rest.push_back(std::move(block));
+        }
+    }
+    size_t next = 0;
+    for (size_t i = 0; i < seal.hurt.size(); ++i) {
+        for (uint64_t rank = 0; out[i].size() < seal.hurt[i]->block_count && next < rest.size();
+             ++rank) {
+            rest[next].old_place =
+                format::Place::block(seal.hurt[i]->index, format::segment_block_offset(rank));
+            out[i].push_back(std::move(rest[next++]));
+        }
+        if (out[i].size() != seal.hurt[i]->block_count) return std::nullopt;
+    }
+    if (next != rest.size()) return std::nullopt;
+    return out;
+}
+
+}  // namespace
+
+Task<Result<void>> VolumeCore::salvage_seal(Lsn lsn, const format::SealBody& body) {
+    HurtSeal seal;
+    uint64_t behind = 0;  // the last block of the data segments before
+    for (const SealedSegment& sealed : body.segments) {
+        auto entries = co_await replay_segment_patiently(lsn, sealed);
+        if (!entries && !is_damage(entries.error().code()))
+            co_return fail(std::move(entries).error());
+        if (!entries) {
+            salvage->find(entries.error().message());
+            seal.hurt.push_back(&sealed);
+            seal.bounds.emplace_back(behind, map->block_count());
+            continue;
+        }
+        for (const format::SegmentIndexEntry& item : *entries)
+            seal.updates.push_back({item.lba, item.map_entry(sealed.index)});
+        const SegmentEntry* entry = map->segments().find(sealed.index);
+        bool is_data = entry->kind == static_cast<uint8_t>(format::SegmentKind::data);
+        if (entries->empty() || !is_data) continue;
+        behind = entries->back().lba.value + 1;
+        for (auto& [first, end] : seal.bounds)
+            end = std::min(end, std::max(first, entries->front().lba.value));
+    }
+    std::vector<ZeroExtent> losses;
+    if (!seal.hurt.empty()) {
+        if (!salvage->drained) {
+            CO_TRY_ASSIGN(salvage->drained, co_await log->find_drained());
+        }
+        auto taken = taken_by(*salvage, body.drained_lsn, log->tail().voided);
+        std::optional<std::vector<std::vector<SegmentBlock>>> divided;
+        if (taken) divided = divide(seal, *taken);
+        for (size_t i = 0; i < seal.hurt.size(); ++i) {
+            const auto [first, end] = seal.bounds[i];
+            if (divided) {
+                for (const SegmentBlock& block : (*divided)[i])
+                    losses.push_back({block.lba, 1});
+                CO_TRY(co_await salvage_segment(lsn, *seal.hurt[i], std::move((*divided)[i]),
+                                                &seal.updates));
+            } else if (end - first > kLossBlocksMax) {
+                co_return fail(Code::unavailable,
+                               "volume {}: which {} blocks segment {} held cannot be told, any of "
+                               "{} may be among them; restore a backup",
+                               params.id, seal.hurt[i]->block_count, seal.hurt[i]->id, end - first);
+            } else if (end > first) {
+                losses.push_back({Lba(first), end - first});
+                salvage->lose(
+                    fmt::format("{}: {} of them were in segment {}, and which ones "
+                                "cannot be told",
+                                describe(first, end), seal.hurt[i]->block_count, seal.hurt[i]->id));
+            }
+        }
+    }
+    salvage->drained_before = std::max(salvage->drained_before, body.drained_lsn);
+    // Of several hurt segments the bounds may overlap.
+    std::ranges::sort(losses, {}, &ZeroExtent::first);
+    for (const ZeroExtent& loss : losses) {
+        const std::array<ZeroExtent, 1> one{loss};
+        CO_TRY(co_await map->apply(MapChange{lsn, {}, {}, {}, one}));
+    }
+    std::ranges::sort(seal.updates, {}, &MapUpdate::lba);
+    std::vector<ZeroExtent> zeros;
+    for (const format::ZeroExtent& zero : body.zeros)
+        zeros.push_back({zero.lba, zero.block_count});
+    co_return co_await apply_change(lsn, zeros, seal.updates, {});
+}
+
+}  // namespace peplos::volume
