@@ -103,8 +103,10 @@ bool BlockMap::lookup_cached(Lba first, std::span<MapEntry> out) {
         const uint32_t block = lba % limits::kLeafBlocks;
         const size_t count = std::min<size_t>(out.size() - done, limits::kLeafBlocks - block);
         const Slot* slot = slot_of(lba / limits::kLeafBlocks);
-        if (slot == nullptr || !is_leaf(slot->leaf)) {
-            if (slot != nullptr && slot->leaf == nullptr && slot->page) return false;
+        if (slot != nullptr && slot->leaf == nullptr && slot->page) {
+            std::span<MapEntry> part = out.subspan(done, count);
+            if (!lookup_unread(lba / limits::kLeafBlocks, block, part)) return false;
+        } else if (slot == nullptr || !is_leaf(slot->leaf)) {
             std::fill_n(out.begin() + static_cast<ptrdiff_t>(done), count, MapEntry{});
         } else {
             slot->leaf->referenced_ = true;
@@ -128,8 +130,16 @@ Task<Result<void>> BlockMap::lookup(Lba first, std::span<MapEntry> out) {
     std::vector<LeafPin> pins;
     while (!lookup_cached(first, out)) {
         for (uint64_t i = first.value / limits::kLeafBlocks; i < end; ++i) {
-            CO_TRY_ASSIGN(LeafPin pin, co_await fetch(i));
-            pins.push_back(std::move(pin));
+            Result<LeafPin> pin = co_await fetch(i);
+            if (pin) pins.push_back(std::move(*pin));
+            // Of a leaf that cannot be read the changes since may say enough.
+            if (!pin && !unread_.contains(i)) co_return fail(std::move(pin).error());
+            if (pin) continue;
+            const uint64_t begin = std::max(first.value, i * limits::kLeafBlocks);
+            const uint64_t stop = std::min(first.value + out.size(), (i + 1) * limits::kLeafBlocks);
+            auto part = out.subspan(begin - first.value, stop - begin);
+            if (!lookup_unread(i, static_cast<uint32_t>(begin % limits::kLeafBlocks), part))
+                co_return fail(std::move(pin).error());
         }
     }
     co_return Result<void>{};
@@ -174,7 +184,9 @@ Task<Result<LeafPin>> BlockMap::fetch(uint64_t leaf_index) {
 void BlockMap::end_loading(uint64_t leaf_index, Loading& loading, const Result<void>& read) {
     loading_.erase(leaf_index);
     if (read) {
-        loading.pin = LeafPin(cache_, *slot_of(leaf_index)->leaf);
+        // Changes that had passed it by may have emptied it.
+        Leaf* leaf = slot_of(leaf_index)->leaf;
+        if (is_leaf(leaf)) loading.pin = LeafPin(cache_, *leaf);
     } else {
         loading.error = read.error();
     }
@@ -218,6 +230,7 @@ Result<void> BlockMap::install_leaf(uint64_t leaf_index, Bytes page) {
     leaf->assign(std::span(items).first(count));
     slot.leaf = leaf;
     cache_.charge(*leaf);
+    merge_unread(leaf_index);
     return {};
 }
 
@@ -270,6 +283,7 @@ Task<Result<LeafPin>> BlockMap::fetch_or_lose(uint64_t leaf_index) {
         loading_.emplace(leaf_index, loading);
         Result<void> outcome = co_await read_or_lose(leaf_index);
         end_loading(leaf_index, *loading, outcome);
+        if (!outcome && is_unread(leaf_index)) co_return LeafPin();
         if (!outcome) co_return fail(std::move(outcome).error());
     }
 }
@@ -278,9 +292,11 @@ Task<Result<LeafPin>> BlockMap::fetch_or_lose(uint64_t leaf_index) {
 // nothing at all takes nothing away.
 Task<Result<void>> BlockMap::read_or_lose(uint64_t leaf_index) {
     Result<void> read;
+    bool is_proven = true;  // by its checksum, each time
     for (int attempt = 0; attempt < 3; ++attempt) {
         read = co_await read_leaf(leaf_index);
         if (read || !is_damage(read.error().code())) co_return read;
+        is_proven = is_proven && read.error().code() == Code::corrupt;
     }
     const PageSlot page = slot_of(leaf_index)->page;
     if (const SegmentEntry* segment = segments_.find(page.place.segment_index())) {
@@ -290,6 +306,14 @@ Task<Result<void>> BlockMap::read_or_lose(uint64_t leaf_index) {
         if (!probe) co_return fail(std::move(read).error());
     }
     if (slot_of(leaf_index)->page != page) co_return co_await read_leaf(leaf_index);
+    if (!is_proven) {
+        // What a device does not give now it may give later.
+        PROBE("block_map.leaf_unread");
+        LOG_WARN("map leaf cannot be read now volume={} leaf={} why=\"{}\"", identity_.volume,
+                 leaf_index, read.error().message());
+        unread_now_.insert(leaf_index);
+        co_return fail(std::move(read).error());
+    }
     LOG_ERROR("map leaf lost volume={} leaf={} first_block={} why=\"{}\"", identity_.volume,
               leaf_index, leaf_index * limits::kLeafBlocks, read.error().message());
     lose_leaf(leaf_index);
@@ -300,7 +324,7 @@ Task<Result<void>> BlockMap::read_or_lose(uint64_t leaf_index) {
 // nothing of that is ever taken for dead unseen.
 void BlockMap::lose_leaf(uint64_t leaf_index) {
     PROBE("block_map.leaf_lost");
-    CHECK(applying_ && is_missing(leaf_index));
+    CHECK(is_missing(leaf_index));
     const uint64_t first = leaf_index * limits::kLeafBlocks;
     const auto count =
         static_cast<uint32_t>(std::min<uint64_t>(limits::kLeafBlocks, block_count_ - first));
@@ -317,6 +341,7 @@ void BlockMap::lose_leaf(uint64_t leaf_index) {
     lost_count_ += count;
     ++loss_changes_;
     orphan_count_max_ += limits::kLeafBlocks;
+    merge_unread(leaf_index);
 }
 
 void BlockMap::evict(Leaf& leaf) {
@@ -439,6 +464,7 @@ Task<Result<void>> BlockMap::apply(MapChange change) {
           *failed_lsn_);
     CO_TRY(check(change));
     applying_ = true;
+    unread_now_.clear();
     Result<void> result = co_await apply_all(change);
     applying_ = false;
     failed_lsn_ = result ? std::nullopt : std::optional(change.lsn);
@@ -492,13 +518,17 @@ Task<Result<void>> BlockMap::apply_steps(Steps steps) {
             at = apply_to_leaf(steps, at);
             continue;
         }
+        if (is_unread(steps.leaf_index(at))) {
+            at = apply_to_unread(steps, at);
+            continue;
+        }
         // Load what is missing from here on, side by side; it stays pinned until the next window.
         pins.clear();
         std::vector<uint64_t> missing;
         for (size_t i = at; i < steps.size() && missing.size() < kApplyWindow; ++i) {
             const uint64_t leaf_index = steps.leaf_index(i);
             if (!missing.empty() && missing.back() == leaf_index) continue;
-            if (is_missing(leaf_index)) missing.push_back(leaf_index);
+            if (is_missing(leaf_index) && !is_unread(leaf_index)) missing.push_back(leaf_index);
         }
         CO_TRY(co_await fetch_to_change(std::move(missing), &pins));
     }
@@ -542,19 +572,24 @@ Task<Result<void>> BlockMap::apply_zero(ZeroExtent extent) {
     uint64_t leaf_index = next_mapped(begin / limits::kLeafBlocks, leaf_end);
     while (leaf_index < leaf_end) {
         if (++steps % 64 == 0) co_await runtime::yield();
+        const uint64_t leaf_begin = leaf_index * limits::kLeafBlocks;
+        const uint64_t first = std::max(begin, leaf_begin) - leaf_begin;
+        const uint64_t last = std::min(end, leaf_begin + limits::kLeafBlocks) - leaf_begin;
+        if (is_missing(leaf_index) && is_unread(leaf_index)) {
+            zero_unread(leaf_index, static_cast<uint32_t>(first), static_cast<uint32_t>(last));
+            leaf_index = next_mapped(leaf_index + 1, leaf_end);
+            continue;
+        }
         if (is_missing(leaf_index)) {
             pins.clear();
             std::vector<uint64_t> missing;
             for (uint64_t i = leaf_index; i < leaf_end && missing.size() < kApplyWindow;
                  i = next_mapped(i + 1, leaf_end)) {
-                if (is_missing(i)) missing.push_back(i);
+                if (is_missing(i) && !is_unread(i)) missing.push_back(i);
             }
             CO_TRY(co_await fetch_to_change(std::move(missing), &pins));
             continue;
         }
-        const uint64_t leaf_begin = leaf_index * limits::kLeafBlocks;
-        const uint64_t first = std::max(begin, leaf_begin) - leaf_begin;
-        const uint64_t last = std::min(end, leaf_begin + limits::kLeafBlocks) - leaf_begin;
         if (is_leaf(slot_of(leaf_index)->leaf)) {
             // Its own pin must not keep the emptied leaf in RAM.
             std::erase_if(
@@ -574,6 +609,7 @@ Task<Result<void>> BlockMap::apply_loss(ZeroExtent extent) {
         const uint64_t leaf_end = std::min(end, (leaf_index + 1) * limits::kLeafBlocks);
         std::vector<LeafPin> pins;
         if (is_missing(leaf_index)) CO_TRY(co_await fetch_to_change({leaf_index}, &pins));
+        if (is_missing(leaf_index)) lose_leaf(leaf_index);
         Leaf& leaf = leaf_for_change(leaf_index);
         for (; first < leaf_end; ++first) {
             const auto block = static_cast<uint32_t>(first % limits::kLeafBlocks);

@@ -3,8 +3,10 @@
 #include <array>
 #include <bitset>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -132,8 +134,9 @@ class BlockMap {
     // Requires: no other apply runs; change.lsn >= applied_lsn(); LBAs inside the volume (equal
     // LSNs: a record applied in several calls, each complete before the next).
     // Readers meanwhile see some of it: what an overlay hides must stay hidden until it resolves.
-    // A leaf that is corrupt, or that its device gives no more while it gives the rest of that
-    // segment, does not stop a change: its blocks become `lost`, until they are written or zeroed.
+    // A leaf that is corrupt does not stop a change: its blocks become `lost`, until they are
+    // written or zeroed. Nor does one that its device does not give while it gives the rest of that
+    // segment: the change is kept beside it until it can be read (see settle_unread()).
     // Errors: as lookup; then part of it was applied, and nothing but the same call again (it is
     // idempotent) may follow: a checkpoint is refused until it succeeded.
     // Also corrupt: an entry names a segment that the table does not have (named, checked first,
@@ -141,6 +144,13 @@ class BlockMap {
     runtime::Task<Result<void>> apply(MapChange change);
     // Requires: block_count >= block_count(), at most 64 TiB. Part of the state: a `resize` record.
     void grow(Lsn lsn, uint64_t block_count);
+
+    // Reads the leaves that changes have passed by. Their blocks read as errors until then, but for
+    // those that were written or zeroed since; a restart replays the same changes.
+    // Errors: unavailable (some still cannot be read: no checkpoint before they can).
+    runtime::Task<Result<void>> settle_unread();
+    // Gives them up: what no change since has written or zeroed is lost. Gives the blocks lost.
+    uint64_t lose_unread();
 
     // Checkpoint ---------------------------------------------------------------------------------
 
@@ -150,7 +160,7 @@ class BlockMap {
     uint64_t dirty_leaf_count() const { return dirty_leaf_count_; }
     // Fixes the cut, in time proportional to the interior pages and stale table pages; no I/O.
     // `drained_lsn`, `meta_lsn`: what the state covers, for recovery.
-    // Errors: busy (a checkpoint runs, or an apply does or has failed).
+    // Errors: busy (a checkpoint runs, an apply does or has failed, or settle_unread() is due).
     Result<void> begin_checkpoint(Lsn drained_lsn, Lsn meta_lsn);
     // Writes the cut: leaves, interior pages, segment table pages, root; live pages of map segments
     // that are mostly dead move along. Resolves when all of it is durable; the caller then makes
@@ -218,6 +228,15 @@ class BlockMap {
         uint32_t segment_index;
         uint32_t units;
     };
+    // What is known of a block whose leaf could not be read when a change came: either what it is
+    // since its last update, or where a move took it from and to, should it have been there.
+    struct UnreadBlock {
+        bool is_known = false;
+        MapEntry entry;
+        std::vector<std::pair<Place, MapEntry>> moves;
+    };
+    // Every segment that it names counts one block more, so that nothing takes it for dead.
+    using UnreadLeaf = std::map<uint32_t, UnreadBlock>;
     enum class CheckpointState : uint8_t { idle, cut, writing, written };
     // Updates or relocations, one of them empty.
     struct Steps {
@@ -259,6 +278,14 @@ class BlockMap {
     runtime::Task<Result<LeafPin>> fetch_or_lose(uint64_t leaf_index);
     runtime::Task<Result<void>> read_or_lose(uint64_t leaf_index);
     void lose_leaf(uint64_t leaf_index);
+
+    // unread_leaves.cc
+    bool is_unread(uint64_t leaf_index) { return unread_now_.contains(leaf_index); }
+    bool lookup_unread(uint64_t leaf_index, uint32_t block, std::span<MapEntry> out) const;
+    size_t apply_to_unread(const Steps& steps, size_t at);
+    void zero_unread(uint64_t leaf_index, uint32_t first, uint32_t end);
+    void set_unread(UnreadBlock& block, MapEntry entry);
+    void merge_unread(uint64_t leaf_index);
     void end_loading(uint64_t leaf_index, Loading& loading, const Result<void>& read);
     void count_out(const MapEntry& old);
     runtime::Task<void> prefetch_leaves(uint64_t first, uint64_t end);
@@ -309,6 +336,8 @@ class BlockMap {
     Lsn durable_drained_lsn_;
     bool applying_ = false;
     std::optional<Lsn> failed_lsn_;  // of an apply that must be repeated
+    std::map<uint64_t, UnreadLeaf> unread_;
+    std::set<uint64_t> unread_now_;  // could not be read in this apply, so it asks no more
 
     CheckpointState checkpoint_state_ = CheckpointState::idle;
     std::unique_ptr<Checkpoint> checkpoint_;

@@ -33,6 +33,10 @@ Result<void> BlockMap::begin_checkpoint(Lsn drained_lsn, Lsn meta_lsn) {
         return fail(Code::busy, "a record is being applied to the map of volume {}",
                     identity_.volume);
     }
+    if (!unread_.empty()) {
+        return fail(Code::busy, "changes of volume {} wait for map leaves that cannot be read",
+                    identity_.volume);
+    }
     CHECK(meta_lsn >= applied_lsn_, "a checkpoint at LSN {} after LSN {} was applied", meta_lsn,
           applied_lsn_);
     ++sequence_;

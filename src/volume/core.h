@@ -144,6 +144,7 @@ struct VolumeCore {
     bool is_settling_soon = false;
 
     // ---- drain and upkeep ----
+    std::map<uint64_t, Time> unread_references;  // blocks of large writes, since when
     std::vector<std::shared_ptr<OpenSegment>> frozen_segments;  // refs of the frozen generation
     runtime::Mutex draining;                                    // drain as a whole
     runtime::Mutex meta;                                        // append a meta record and apply it
@@ -278,6 +279,9 @@ struct VolumeCore {
     // ---- upkeep.cc ----
     Task<Result<void>> checkpoint();
     Task<Result<void>> checkpoint_locked();
+    // Before a checkpoint: leaves that could not be read are read now, or given up after long.
+    Task<Result<void>> settle_unread_leaves();
+    std::optional<Time> unread_since;
     // Free units that only checkpoints, of any volume, may take: without them nothing that died is
     // ever removed. `leaves` more will have changed by then. Look right before a segment is
     // created: what was free before a suspension may not be any more.
@@ -306,6 +310,9 @@ SegmentEntry entry_of(const format::SegmentFooter& footer, uint32_t block_count,
 // Memory that one block's reference costs, as the overlay budget counts it.
 inline constexpr uint64_t kReferenceBytes = 64;
 inline constexpr uint64_t kZeroExtentsMax = 8192;
+// A leaf that its device did not give for so long, while it gave the rest of that segment, will not
+// come back, and the journal cannot keep its changes for ever.
+inline constexpr Duration kUnreadPatience = std::chrono::hours(1);
 // How long a large write may be acknowledged without a record that says so.
 inline constexpr Duration kSettleDelay = std::chrono::milliseconds(50);
 // Undrained data from which on a drain is worth its while.

@@ -48,6 +48,8 @@ class Drain {
     Task<Result<void>> write_data();
     Task<Result<Output>> write_some(size_t first, size_t& taken);
     Task<Result<std::vector<SegmentBlock>>> load(size_t first, size_t count);
+    Task<Result<void>> read_reference(SegmentHandle handle, format::Place place,
+                                      SegmentBlock& block);
     Task<Result<void>> index_large();
     Task<Result<void>> make_durable();
     bool is_seal_needed() const;
@@ -143,15 +145,38 @@ Task<Result<std::vector<SegmentBlock>>> Drain::load(size_t first, size_t count) 
         const SegmentHandle* found = core_.segments.find(item.entry->place.segment_index());
         CHECK(found != nullptr);
         SegmentHandle handle = *found;
-        auto read =
-            co_await handle.store->read(handle.pin, item.entry->place.offset_bytes(), block.data);
-        // One block that cannot be read is no reason to take the volume out of service.
-        if (!read) co_return fail(Code::corrupt, "{}", read.error().message());
-        if (crc32c(block.data.bytes()) != block.crc) {
-            co_return fail(core_.corrupt_block(handle, item.entry->place, block.lba));
-        }
+        const format::Place place = item.entry->place;
+        auto read = co_await read_reference(handle, place, block);
+        if (!read) co_return fail(std::move(read).error());
     }
     co_return blocks;
+}
+
+// A payload whose checksum proves that it is bad stays so, and stops nothing: zeros go to the new
+// place under the checksum of what was there, so that reads of it go on failing until it is written
+// again. What the device does not give now is asked for again by the next drain, for a while.
+Task<Result<void>> Drain::read_reference(SegmentHandle handle, format::Place place,
+                                         SegmentBlock& block) {
+    Result<void> read;
+    bool is_proven = true;
+    for (int attempt = 0; attempt < 3; ++attempt) {
+        read = co_await handle.store->read(handle.pin, place.offset_bytes(), block.data);
+        if (read && crc32c(block.data.bytes()) == block.crc) co_return read;
+        is_proven = is_proven && read.has_value();
+    }
+    const Time now = core_.resources.env.clock.now();
+    if (!is_proven) {
+        auto [since, is_new] = core_.unread_references.try_emplace(block.lba.value, now);
+        is_proven = now - since->second >= kUnreadPatience;
+    }
+    // One block that cannot be read is no reason to take the volume out of service.
+    if (!is_proven) co_return fail(Code::corrupt, "{}", read.error().message());
+    PROBE("volume.drain.bad_reference");
+    LOG_ERROR("block lost volume={} lba={} why=\"{}\"", core_.params.id, block.lba,
+              core_.corrupt_block(handle, place, block.lba).message());
+    core_.unread_references.erase(block.lba.value);
+    block.data = Buffer::zeroed(kBlockBytes);
+    co_return Result<void>{};
 }
 
 Task<Result<Drain::Output>> Drain::write_some(size_t first, size_t& taken) {

@@ -94,6 +94,11 @@ Task<Result<void>> VolumeCore::start_salvage(replica::OnLoss on_loss) {
                        "data lie; they cannot be put together again without it: restore a backup",
                        params.id, salvage->lost_meta());
     }
+    if (auto settled = co_await map->settle_unread(); !settled) {
+        salvage->find(settled.error().message());
+        const uint64_t lost = map->lose_unread();
+        salvage->lose(fmt::format("{} blocks of map leaves that cannot be read", lost));
+    }
     salvage->sum_up(tail);
     salvage->count_lost(map->lost_count());
     co_return Result<void>{};
@@ -268,6 +273,7 @@ Task<Result<void>> VolumeCore::salvage_segment(Lsn lsn, const SealedSegment& sea
     entry.block_count = static_cast<uint32_t>(wanted.size());
     entry.sealed_lsn = lsn;
     std::vector<format::Place> places;
+    places.reserve(wanted.size());
     for (size_t i = 0; i < wanted.size(); ++i)
         places.push_back(
             salvage->is_final()
@@ -396,6 +402,7 @@ Task<Result<void>> VolumeCore::salvage_seal(Lsn lsn, const format::SealBody& bod
     }
     std::ranges::sort(seal.updates, {}, &MapUpdate::lba);
     std::vector<ZeroExtent> zeros;
+    zeros.reserve(body.zeros.size());
     for (const format::ZeroExtent& zero : body.zeros)
         zeros.push_back({zero.lba, zero.block_count});
     co_return co_await apply_change(lsn, zeros, seal.updates, {});

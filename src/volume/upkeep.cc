@@ -70,6 +70,7 @@ Task<Result<void>> VolumeCore::checkpoint_locked() {
     uint64_t cut_bytes, cut_records, size_blocks;
     {
         auto no_change = co_await meta.lock();
+        CO_TRY(co_await settle_unread_leaves());
         cut_drained = drained_lsn;
         cut_meta = meta_lsn;
         cut_bytes = replay_bytes;
@@ -106,6 +107,22 @@ Task<Result<void>> VolumeCore::checkpoint_locked() {
     counters.checkpoint_bytes += pages.appended_bytes() - bytes_before;
     log->trim(drained_lsn, map->durable_meta_lsn());
     co_return co_await remove_dead_locked();
+}
+
+Task<Result<void>> VolumeCore::settle_unread_leaves() {
+    auto settled = co_await map->settle_unread();
+    if (settled || settled.error().code() != Code::unavailable) {
+        unread_since.reset();
+        co_return settled;
+    }
+    const Time now = resources.env.clock.now();
+    if (!unread_since) unread_since = now;
+    bool is_late = now - *unread_since >= kUnreadPatience ||
+                   log->retained_meta_bytes() * 2 >= log->retained_bytes_max();
+    if (!is_late && !salvage) co_return settled;
+    map->lose_unread();
+    unread_since.reset();
+    co_return Result<void>{};
 }
 
 // ---- removal ----
