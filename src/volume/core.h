@@ -90,6 +90,14 @@ struct OpenSegment {
     bool has_room(uint32_t blocks) const { return block_count + blocks <= block_count_max; }
 };
 
+// One drain, some of whose segments have no readable index.
+struct HurtSeal {
+    std::vector<const format::SealedSegment*> hurt;
+    std::vector<MapUpdate> updates;  // of the others
+    // From which block to before which each of them may hold any.
+    std::vector<std::pair<uint64_t, uint64_t>> bounds;
+};
+
 struct VolumeCore {
     VolumeCore(Resources& resources, VolumeParams params);
     ~VolumeCore();
@@ -211,6 +219,7 @@ struct VolumeCore {
     void make_map();
     Task<Result<void>> salvage_map(RootRef ref, const Error& why);
     Task<Result<void>> salvage_seal(Lsn lsn, const format::SealBody& body);
+    Task<Result<std::vector<ZeroExtent>>> salvage_hurt(Lsn lsn, Lsn drained, HurtSeal& seal);
     Task<Result<void>> salvage_segment(Lsn lsn, const format::SealedSegment& sealed,
                                        std::vector<SegmentBlock> wanted,
                                        std::vector<MapUpdate>* updates);

@@ -12,6 +12,7 @@ namespace peplos::volume {
 
 using format::Record;
 using format::RecordType;
+using format::SealBody;
 using format::SealedSegment;
 
 namespace {
@@ -301,50 +302,119 @@ Task<Result<void>> VolumeCore::salvage_segment(Lsn lsn, const SealedSegment& sea
 
 namespace {
 
-// One drain, some of whose segments have no readable index.
-struct HurtSeal {
-    std::vector<const SealedSegment*> hurt;
-    std::vector<MapUpdate> updates;  // of the others
-    // Between which blocks of the others each one's lie; data segments split them in order.
-    std::vector<std::pair<uint64_t, uint64_t>> bounds;
+// What the hurt segments held, in order: those by themselves that references name, and the rest.
+struct Held {
+    std::vector<std::vector<SegmentBlock>> by_segment;
+    bool is_divided = true;  // by_segment says which holds what, and where
 };
 
-// What of `taken` is in which of the hurt segments: references say it, of the others the place is
-// their rank. Nothing where the numbers do not agree.
-std::optional<std::vector<std::vector<SegmentBlock>>> divide(const HurtSeal& seal, Taken taken) {
+// References say where they are. The other blocks are those of data segments, which a drain fills
+// by lifetime class and in order of LBA: of one class each block's rank is its place.
+Held divide(const HurtSeal& seal, Taken taken) {
     for (const MapUpdate& update : seal.updates)
         taken.erase(update.lba.value);
-    std::vector<std::vector<SegmentBlock>> out(seal.hurt.size());
+    Held out;
+    out.by_segment.resize(seal.hurt.size());
     std::vector<SegmentBlock> rest;
     for (auto& [lba, block] : taken) {
         auto in = std::ranges::find_if(seal.hurt, [&block](const SealedSegment* sealed) {
             return block.old_place && block.old_place.segment_index() == sealed->index;
         });
         if (in != seal.hurt.end()) {
-            out[static_cast<size_t>(in - seal.hurt.begin())].push_back(std::move(block));
+            out.by_segment[static_cast<size_t>(in - seal.hurt.begin())].push_back(std::move(block));
         } else {
             rest.push_back(std::move(block));
         }
     }
     size_t next = 0;
+    std::optional<uint8_t> ranked_class;
     for (size_t i = 0; i < seal.hurt.size(); ++i) {
-        for (uint64_t rank = 0; out[i].size() < seal.hurt[i]->block_count && next < rest.size();
-             ++rank) {
+        const SealedSegment& sealed = *seal.hurt[i];
+        std::vector<SegmentBlock>& blocks = out.by_segment[i];
+        const bool is_ranked = blocks.empty();
+        if (is_ranked && ranked_class && *ranked_class != sealed.segment_class)
+            out.is_divided = false;
+        if (is_ranked) ranked_class = sealed.segment_class;
+        for (uint64_t rank = 0;
+             is_ranked && blocks.size() < sealed.block_count && next < rest.size(); ++rank) {
             rest[next].old_place =
-                format::Place::block(seal.hurt[i]->index, format::segment_block_offset(rank));
-            out[i].push_back(std::move(rest[next++]));
+                format::Place::block(sealed.index, format::segment_block_offset(rank));
+            blocks.push_back(std::move(rest[next++]));
         }
-        if (out[i].size() != seal.hurt[i]->block_count) return std::nullopt;
+        out.is_divided = out.is_divided && blocks.size() == sealed.block_count;
     }
-    if (next != rest.size()) return std::nullopt;
+    out.is_divided = out.is_divided && next == rest.size();
+    while (next < rest.size())
+        out.by_segment.back().push_back(std::move(rest[next++]));
     return out;
+}
+
+// The other data segments of its class bound what a data segment may have held.
+void bound(HurtSeal& seal, const SealBody& body, uint64_t block_count, auto kind_of,
+           const std::map<uint32_t, std::pair<uint64_t, uint64_t>>& ranges) {
+    for (const SealedSegment* hurt : seal.hurt) {
+        std::pair<uint64_t, uint64_t> limits{0, block_count};
+        bool is_behind = false;
+        for (const SealedSegment& other : body.segments) {
+            if (&other == hurt) is_behind = true;
+            auto range = ranges.find(other.index);
+            if (range == ranges.end() || other.segment_class != hurt->segment_class) continue;
+            if (!is_behind) limits.first = std::max(limits.first, range->second.second);
+            if (is_behind) limits.second = std::min(limits.second, range->second.first);
+        }
+        const bool is_data = kind_of(hurt->id) == format::SegmentKind::data;
+        seal.bounds.push_back(is_data && limits.first <= limits.second
+                                  ? limits
+                                  : std::pair<uint64_t, uint64_t>{0, block_count});
+    }
 }
 
 }  // namespace
 
+// What is in segments whose index is gone: again in others where it is known, else lost.
+Task<Result<std::vector<ZeroExtent>>> VolumeCore::salvage_hurt(Lsn lsn, Lsn drained,
+                                                               HurtSeal& seal) {
+    std::vector<ZeroExtent> losses;
+    if (!salvage->drained) {
+        CO_TRY_ASSIGN(salvage->drained, co_await log->find_drained());
+    }
+    auto taken = taken_by(*salvage, drained, log->tail().voided);
+    Held held;
+    if (taken) held = divide(seal, std::move(*taken));
+    for (size_t i = 0; i < seal.hurt.size(); ++i) {
+        const SealedSegment& sealed = *seal.hurt[i];
+        const auto [first, end] = seal.bounds[i];
+        if (taken) {
+            for (const SegmentBlock& block : held.by_segment[i])
+                losses.push_back({block.lba, 1});
+        }
+        if (taken && held.is_divided) {
+            CO_TRY(co_await salvage_segment(lsn, sealed, std::move(held.by_segment[i]),
+                                            &seal.updates));
+        } else if (taken) {
+            salvage->lose(fmt::format("{} blocks of segment {}, whose places in it cannot be told",
+                                      held.by_segment[i].size(), sealed.id));
+        } else if (end - first > kLossBlocksMax) {
+            co_return fail(Code::unavailable,
+                           "volume {}: which {} blocks segment {} held cannot be told, any of {} "
+                           "may be among them; restore a backup",
+                           params.id, sealed.block_count, sealed.id, end - first);
+        } else if (end > first) {
+            losses.push_back({Lba(first), end - first});
+            salvage->lose(
+                fmt::format("{}: {} of them were in segment {}, and which ones cannot be "
+                            "told",
+                            describe(first, end), sealed.block_count, sealed.id));
+        }
+    }
+    // Of several hurt segments the bounds may overlap.
+    std::ranges::sort(losses, {}, &ZeroExtent::first);
+    co_return losses;
+}
+
 Task<Result<void>> VolumeCore::salvage_seal(Lsn lsn, const format::SealBody& body) {
     HurtSeal seal;
-    uint64_t behind = 0;  // the last block of the data segments before
+    std::map<uint32_t, std::pair<uint64_t, uint64_t>> ranges;  // of the readable data segments
     for (const SealedSegment& sealed : body.segments) {
         auto entries = co_await replay_segment_patiently(lsn, sealed);
         if (!entries && !is_damage(entries.error().code()))
@@ -352,50 +422,25 @@ Task<Result<void>> VolumeCore::salvage_seal(Lsn lsn, const format::SealBody& bod
         if (!entries) {
             salvage->find(entries.error().message());
             seal.hurt.push_back(&sealed);
-            seal.bounds.emplace_back(behind, map->block_count());
             continue;
         }
         for (const format::SegmentIndexEntry& item : *entries)
             seal.updates.push_back({item.lba, item.map_entry(sealed.index)});
         const SegmentEntry* entry = map->segments().find(sealed.index);
-        bool is_data = entry->kind == static_cast<uint8_t>(format::SegmentKind::data);
-        if (entries->empty() || !is_data) continue;
-        behind = entries->back().lba.value + 1;
-        for (auto& [first, end] : seal.bounds)
-            end = std::min(end, std::max(first, entries->front().lba.value));
+        if (entries->empty() || entry->kind != static_cast<uint8_t>(format::SegmentKind::data))
+            continue;
+        ranges[sealed.index] = {entries->front().lba.value, entries->back().lba.value + 1};
     }
+    auto kind_of = [this](const SegmentId& id) {
+        SegmentHandle handle = segments.locate(id);
+        return handle ? handle.pin.info().kind : format::SegmentKind::large;
+    };
+    bound(seal, body, map->block_count(), kind_of, ranges);
     std::vector<ZeroExtent> losses;
     if (!seal.hurt.empty()) {
-        if (!salvage->drained) {
-            CO_TRY_ASSIGN(salvage->drained, co_await log->find_drained());
-        }
-        auto taken = taken_by(*salvage, body.drained_lsn, log->tail().voided);
-        std::optional<std::vector<std::vector<SegmentBlock>>> divided;
-        if (taken) divided = divide(seal, *taken);
-        for (size_t i = 0; i < seal.hurt.size(); ++i) {
-            const auto [first, end] = seal.bounds[i];
-            if (divided) {
-                for (const SegmentBlock& block : (*divided)[i])
-                    losses.push_back({block.lba, 1});
-                CO_TRY(co_await salvage_segment(lsn, *seal.hurt[i], std::move((*divided)[i]),
-                                                &seal.updates));
-            } else if (end - first > kLossBlocksMax) {
-                co_return fail(Code::unavailable,
-                               "volume {}: which {} blocks segment {} held cannot be told, any of "
-                               "{} may be among them; restore a backup",
-                               params.id, seal.hurt[i]->block_count, seal.hurt[i]->id, end - first);
-            } else if (end > first) {
-                losses.push_back({Lba(first), end - first});
-                salvage->lose(
-                    fmt::format("{}: {} of them were in segment {}, and which ones "
-                                "cannot be told",
-                                describe(first, end), seal.hurt[i]->block_count, seal.hurt[i]->id));
-            }
-        }
+        CO_TRY_ASSIGN(losses, co_await salvage_hurt(lsn, body.drained_lsn, seal));
     }
     salvage->drained_before = std::max(salvage->drained_before, body.drained_lsn);
-    // Of several hurt segments the bounds may overlap.
-    std::ranges::sort(losses, {}, &ZeroExtent::first);
     for (const ZeroExtent& loss : losses) {
         const std::array<ZeroExtent, 1> one{loss};
         CO_TRY(co_await map->apply(MapChange{lsn, {}, {}, {}, one}));
