@@ -6,7 +6,9 @@ namespace peplos::format {
 namespace {
 
 constexpr uint64_t kMagic = 0x454d415246504550;  // "PEPFRAME"
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
+// One frame at a time was in flight: what came before a frame was settled.
+constexpr uint16_t kVersionOneInFlight = 1;
 constexpr uint16_t kFlagWitnessesIncomplete = 1;
 
 struct Header {
@@ -25,10 +27,13 @@ struct Header {
     uint32_t metadata_bytes;
     uint32_t payload_bytes;
     uint32_t witness_count;
-    uint8_t reserved[44];
+    uint32_t reserved_0;
+    uint64_t settled_sequence;
+    uint8_t reserved_1[32];
 };
 static_assert(sizeof(Header) == kFrameHeaderBytes);
-static_assert(offsetof(Header, incarnation) == 24 && offsetof(Header, metadata_bytes) == 72);
+static_assert(offsetof(Header, incarnation) == 24 && offsetof(Header, metadata_bytes) == 72 &&
+              offsetof(Header, settled_sequence) == 88);
 static_assert(std::has_unique_object_representations_v<Header>);
 constexpr size_t kHeaderCrcStart = offsetof(Header, area_crc);
 
@@ -37,15 +42,18 @@ uint32_t header_crc(const Header& header) {
 }
 
 Result<FrameHeader> checked(const Header& wire) {
-    if (wire.version != kVersion) {
+    if (wire.version != kVersion && wire.version != kVersionOneInFlight) {
         return fail(Code::unsupported,
-                    "a journal frame of version {}: this build reads version {}; use a newer one",
-                    wire.version, kVersion);
+                    "a journal frame of version {}: this build reads versions {} and {}; use a "
+                    "newer one",
+                    wire.version, kVersionOneInFlight, kVersion);
     }
     FrameHeader out;
     out.incarnation = Incarnation(wire.incarnation);
     out.boot = Boot(wire.boot);
     out.sequence = wire.sequence;
+    out.settled_sequence =
+        wire.version == kVersionOneInFlight ? wire.sequence - 1 : wire.settled_sequence;
     out.log_offset = wire.log_offset;
     out.tail_log_offset = wire.tail_log_offset;
     out.tail_sequence = wire.tail_sequence;
@@ -59,7 +67,8 @@ Result<FrameHeader> checked(const Header& wire) {
         wire.payload_bytes <= limits::kCommitPayloadBytesMax &&
         wire.witness_count <= kFrameWitnessCountMax && wire.log_offset % kBlockBytes == 0;
     bool order_holds = wire.sequence != 0 && wire.tail_sequence <= wire.sequence &&
-                       wire.tail_sequence != 0 && wire.tail_log_offset <= wire.log_offset;
+                       wire.tail_sequence != 0 && wire.tail_log_offset <= wire.log_offset &&
+                       out.settled_sequence < wire.sequence;
     if (!sizes_hold || !order_holds)
         return fail(Code::corrupt, "a journal frame header with impossible fields");
     return out;
@@ -75,6 +84,7 @@ void encode_frame(const FrameHeader& header, MutableBytes metadata) {
     CHECK(header.witnesses.size() <= kFrameWitnessCountMax);
     CHECK(header.sequence != 0 && header.tail_sequence != 0);
     CHECK(header.tail_log_offset <= header.log_offset && header.tail_sequence <= header.sequence);
+    CHECK(header.settled_sequence < header.sequence);
     Header wire{};
     wire.magic = kMagic;
     wire.version = kVersion;
@@ -83,6 +93,7 @@ void encode_frame(const FrameHeader& header, MutableBytes metadata) {
     wire.incarnation = header.incarnation.value;
     wire.boot = header.boot.value;
     wire.sequence = header.sequence;
+    wire.settled_sequence = header.settled_sequence;
     wire.log_offset = header.log_offset;
     wire.tail_log_offset = header.tail_log_offset;
     wire.tail_sequence = header.tail_sequence;

@@ -34,12 +34,13 @@ static_assert(kFrameMetadataBytesMax + limits::kCommitPayloadBytesMax <= limits:
 struct FrameHeader {
     Incarnation incarnation;
     Boot boot;
-    uint64_t sequence = 0;         // contiguous, from 1
-    uint64_t log_offset = 0;       // grows for ever; % ring bytes = place in the ring
-    uint64_t tail_log_offset = 0;  // no frame before it is needed
-    uint64_t tail_sequence = 0;    // of the frame there
-    uint32_t metadata_bytes = 0;   // whole area, a multiple of kBlockBytes
-    uint32_t payload_bytes = 0;    // a multiple of kBlockBytes
+    uint64_t sequence = 0;          // contiguous, from 1
+    uint64_t settled_sequence = 0;  // when this one began, every frame up to there was durable
+    uint64_t log_offset = 0;        // grows for ever; % ring bytes = place in the ring
+    uint64_t tail_log_offset = 0;   // no frame before it is needed
+    uint64_t tail_sequence = 0;     // of the frame there
+    uint32_t metadata_bytes = 0;    // whole area, a multiple of kBlockBytes
+    uint32_t payload_bytes = 0;     // a multiple of kBlockBytes
     uint32_t record_count = 0;
     bool witnesses_are_complete = true;  // false: the frame before held more volumes than fit
     std::vector<FrameWitness> witnesses;

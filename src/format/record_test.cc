@@ -181,6 +181,7 @@ FrameHeader header_of(uint32_t metadata_bytes) {
     header.incarnation = Incarnation(5);
     header.boot = Boot(6);
     header.sequence = 100;
+    header.settled_sequence = 97;
     header.log_offset = 8192;
     header.tail_log_offset = 4096;
     header.tail_sequence = 99;
@@ -197,6 +198,7 @@ TEST(Frame, ComesBackAndNoticesEveryFlippedByte) {
     auto decoded = decode_frame(area);
     ASSERT_TRUE(decoded) << decoded.error().text();
     EXPECT_EQ(decoded->sequence, 100u);
+    EXPECT_EQ(decoded->settled_sequence, 97u);
     EXPECT_EQ(decoded->payload_bytes, 12288u);
     EXPECT_EQ(decoded->records_offset(), 160u);
     ASSERT_EQ(decoded->witnesses.size(), 2u);
@@ -208,6 +210,24 @@ TEST(Frame, ComesBackAndNoticesEveryFlippedByte) {
     }
     EXPECT_FALSE(decode_frame(Bytes(area).first(4095)));
     EXPECT_TRUE(has_frame_magic(area));
+}
+
+// With one frame in flight, what came before was settled.
+TEST(Frame, VersionOneIsReadAndUnknownOnesAreRefused) {
+    std::vector<std::byte> area(4096);
+    encode_frame(header_of(4096), area);
+    auto as_version = [&area](std::byte version) {
+        area[16] = version;
+        uint32_t crc = crc32c(Bytes(area).subspan(12, kFrameHeaderBytes - 12));
+        std::memcpy(area.data() + 8, &crc, sizeof(crc));
+        return decode_frame(area);
+    };
+    auto first = as_version(std::byte{1});
+    ASSERT_TRUE(first) << first.error().text();
+    EXPECT_EQ(first->settled_sequence, 99u);
+    auto unknown = as_version(std::byte{3});
+    ASSERT_FALSE(unknown);
+    EXPECT_EQ(unknown.error().code(), Code::unsupported);
 }
 
 TEST(Frame, RandomBytesAreNotAFrame) {

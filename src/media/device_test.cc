@@ -414,6 +414,154 @@ TEST_F(DeviceTest, AFailedSegmentReadIsNamedAndCounted) {
     close(device);
 }
 
+// ---- frames in flight together ----
+
+Task<void> append_to(Ring& ring, Record record, RecordPosition* out) {
+    auto position = co_await append(ring, std::move(record));
+    if (position) *out = *position;
+}
+
+class FlightTest : public DeviceTest {
+  protected:
+    // Two frames of which the second begins while the first is in flight: volumes 1 and 2, LSN 1.
+    // Returns where they begin on the device.
+    std::array<uint64_t, 2> put_two(Device& device) {
+        Ring& ring = device.ring();
+        uint64_t commits = ring.stats().commits;
+        std::array<RecordPosition, 2> positions;
+        for (uint64_t i = 0; i < 2; ++i) {
+            Record record = write_record(VolumeId(i + 1), Lsn(1), 2, i + 1);
+            runtime::spawn(world.env().executor, append_to(ring, std::move(record), &positions[i]));
+            while (ring.stats().commits == commits + i && world.step()) {
+            }
+        }
+        EXPECT_EQ(positions[0], RecordPosition{}) << "the first must still be in flight";
+        world.run_until_idle();
+        EXPECT_EQ(positions[1].frame_sequence, positions[0].frame_sequence + 1);
+        return {ring.device_offset_of(positions[0]), ring.device_offset_of(positions[1])};
+    }
+    void crash(std::unique_ptr<Device>& device) {
+        world.crash({.mode = sim::CrashMode::keep});
+        device.reset();
+    }
+    std::vector<VolumeId> volumes_found(Device& device) {
+        std::vector<VolumeId> out;
+        RingRecovery recovery = device.ring().take_recovery();
+        for (const RecoveredRecord& found : recovery.records)
+            out.push_back(found.record.volume);
+        return out;
+    }
+};
+
+// Bytes from the start of the first frame, or of the torn one.
+class FlightAt : public FlightTest, public testing::WithParamInterface<uint64_t> {};
+INSTANTIATE_TEST_SUITE_P(Byte, FlightAt, testing::Values(0, 200, 4096));
+
+// Nobody was told of the second one: it goes with the first, and never comes back.
+TEST_P(FlightAt, AWholeFrameBehindATornOneIsGivenUpForGood) {
+    make();
+    auto device = open();
+    auto places = put_two(*device);
+    crash(device);
+    disk().corrupt(places[0] + GetParam());
+    device = open();
+    EXPECT_TRUE(device->report().torn_tail);
+    EXPECT_TRUE(device->report().corruptions.empty()) << device->report().corruptions[0];
+    EXPECT_TRUE(volumes_found(*device).empty());
+    EXPECT_GT(world.faults().probe_count("media.ring.whole_behind_torn"), 0u);
+    // The boot's own frame took the place of the torn one and left the other as it lies.
+    crash(device);
+    device = open();
+    EXPECT_TRUE(volumes_found(*device).empty());
+    EXPECT_GT(world.faults().probe_count("media.ring.given_up"), 0u);
+    crash(device);
+    device = open();
+    put(*device, write_record(VolumeId(3), Lsn(1), 1, 3));
+    crash(device);
+    device = open();
+    EXPECT_EQ(volumes_found(*device), std::vector{VolumeId(3)});
+    EXPECT_TRUE(device->report().corruptions.empty());
+    close(device);
+}
+
+TEST_F(FlightTest, WhatALaterFrameCallsSettledIsLostAndNamed) {
+    make();
+    auto device = open();
+    auto places = put_two(*device);
+    put(*device, write_record(VolumeId(3), Lsn(1), 1, 3));
+    crash(device);
+    disk().corrupt(places[0] + 8);
+    device = open();
+    EXPECT_FALSE(device->report().torn_tail);
+    ASSERT_EQ(device->report().corruptions.size(), 1u);
+    EXPECT_NE(device->report().corruptions[0].find(fmt::format("offset {}", places[0])),
+              std::string::npos);
+    EXPECT_EQ(volumes_found(*device), (std::vector{VolumeId(2), VolumeId(3)}));
+    close(device);
+}
+
+// The newest frame is torn, but its header still says that the one before it was durable.
+TEST_P(FlightAt, ATornFrameStillTellsWhatWasSettled) {
+    make();
+    auto device = open();
+    RecordPosition first = put(*device, write_record(VolumeId(1), Lsn(1), 1, 1));
+    RecordPosition second = put(*device, write_record(VolumeId(2), Lsn(1), 1, 2));
+    uint64_t lost = device->ring().device_offset_of(first);
+    uint64_t torn = device->ring().device_offset_of(second);
+    crash(device);
+    disk().corrupt(lost + 8);
+    disk().corrupt(torn + GetParam());
+    device = open();
+    if (GetParam() == 0) {
+        // Without its header it says nothing, and nobody can tell the other from a torn one.
+        EXPECT_TRUE(device->report().corruptions.empty());
+    } else {
+        EXPECT_TRUE(device->report().torn_tail);
+        ASSERT_EQ(device->report().corruptions.size(), 1u);
+        RingRecovery recovery = device->ring().take_recovery();
+        ASSERT_EQ(recovery.lost_frames.size(), 1u);
+        EXPECT_EQ(recovery.lost_frames[0].sequence, first.frame_sequence);
+        // Metadata that do not hold name no volume.
+        EXPECT_EQ(recovery.lost_frames[0].witnesses_known, GetParam() == 4096);
+    }
+    close(device);
+}
+
+// A frame that the device cannot read may have been acknowledged, and so what follows it.
+TEST_F(FlightTest, AnUnreadableFrameInFlightIsLostAndTheNextIsKept) {
+    make();
+    auto device = open();
+    auto places = put_two(*device);
+    crash(device);
+    make_unreadable(world, places[0]);
+    device = open();
+    EXPECT_FALSE(device->report().torn_tail);
+    ASSERT_EQ(device->report().corruptions.size(), 1u);
+    EXPECT_NE(device->report().corruptions[0].find("volume 0000000000000001"), std::string::npos);
+    EXPECT_EQ(volumes_found(*device), std::vector{VolumeId(2)});
+    disk().clear_faults();
+    close(device);
+}
+
+TEST_F(FlightTest, AFailedWriteFailsWhatIsInFlightBehindIt) {
+    make();
+    auto device = open();
+    Ring& ring = device->ring();
+    disk().add_fault(
+        {.operation = sim::DiskOperation::write, .effect = sim::DiskEffect::io_error, .count = 1});
+    std::array<RecordPosition, 6> positions;
+    for (uint64_t i = 0; i < positions.size(); ++i) {
+        runtime::spawn(
+            world.env().executor,
+            append_to(ring, write_record(VolumeId(1), Lsn(i + 1), 32, i), &positions[i]));
+    }
+    world.run_until_idle();
+    for (const RecordPosition& position : positions)
+        EXPECT_EQ(position, RecordPosition{}) << "nothing behind a failed frame is acknowledged";
+    EXPECT_EQ(ring.stats().admitted_bytes, 0u);
+    close(device);
+}
+
 // ---- power loss ----
 
 struct Acked {

@@ -12,6 +12,11 @@ namespace {
 // What even meta records leave alone: the frames that begin and end a boot.
 constexpr uint64_t kBootReserveBytes = 64 * kKiB;
 constexpr uint64_t kReserveBytesMin = 2 * kMiB;
+// Frames in flight at once: with one, a record that comes just after a frame went out waits for two
+// of them. More than two gained nothing that could be measured, and made the frames smaller.
+constexpr size_t kFramesInFlightMax = 2;
+// Log bytes of the frames in flight, padding included.
+constexpr uint64_t kFlightBytesMax = 2 * limits::kFrameBytesMax;
 constexpr uint64_t kReadWindowBytes = 1 * kMiB;
 
 // One append that a task waits for, on the waiting task's stack.
@@ -42,8 +47,6 @@ Ring::~Ring() {
     // Admissions of work that will not run any more find no ring.
     for (Pending& pending : queue_)
         pending.admission.ring_ = nullptr;
-    for (Pending& pending : batch_.records)
-        pending.admission.ring_ = nullptr;
 }
 
 // ---- space ----
@@ -56,10 +59,11 @@ uint64_t Ring::tail_sequence() const {
     return sequence_first_;
 }
 
-// Bytes that this urgency must leave free, the padding at the ring's end included.
+// Bytes that this urgency must leave free: what may be in flight behind the last of it, and the
+// padding at the ring's end.
 uint64_t Ring::kept_back(Urgency urgency) const {
     uint64_t reserve = std::max(ring_bytes_ / 16, kReserveBytesMin);
-    uint64_t kept = limits::kFrameBytesMax + kBootReserveBytes;
+    uint64_t kept = kFlightBytesMax + limits::kFrameBytesMax + kBootReserveBytes;
     if (urgency == Urgency::tail) return kept;
     kept += limits::kFrameBytesMax;
     if (urgency == Urgency::user) return kept + reserve;
@@ -74,7 +78,7 @@ uint64_t Ring::free_bytes(Urgency urgency) const {
 }
 
 bool Ring::is_short() const {
-    return used_bytes() + admitted_bytes_ > ring_bytes_ / 4 * 3;
+    return used_bytes() + admitted_bytes_ > (ring_bytes_ - kept_back(Urgency::user)) / 5 * 4;
 }
 
 Admission Ring::grant(uint64_t bytes) {
@@ -201,7 +205,7 @@ void Ring::submit(format::Record record, Admission admission, AppendSink* sink) 
     pending.admission = std::move(admission);
     pending.sink = sink;
     queue_.push_back(std::move(pending));
-    if (work_.count() != 0) work_.wake_one();
+    call_lane();
 }
 
 Task<Result<RecordPosition>> Ring::append(format::Record record, Admission admission) {
@@ -210,41 +214,58 @@ Task<Result<RecordPosition>> Ring::append(format::Record record, Admission admis
     co_return co_await waiter.wait();
 }
 
-Task<void> Ring::commit_loop() {
+bool Ring::can_begin_frame() const {
+    if (queue_.empty()) return false;
+    if (in_flight_.empty()) return true;
+    uint64_t flying = head_ - in_flight_.front().log_begin;
+    return !device_.is_failed() && flying + limits::kFrameBytesMax <= kFlightBytesMax;
+}
+
+// Wakes one lane when there is something to do for it and none is waking yet: so what is submitted
+// in one turn goes out as one frame.
+void Ring::call_lane() {
+    if (is_lane_called_ || work_.count() == 0 || !can_begin_frame()) return;
+    is_lane_called_ = true;
+    work_.wake_one();
+}
+
+// Writes one frame after the other; as many run as frames may be in flight.
+Task<void> Ring::commit_lane() {
+    Buffer area = Buffer::allocate(format::kFrameMetadataBytesMax);
     while (true) {
-        while (queue_.empty() && !closing_)
+        while (!can_begin_frame() && !(closing_ && queue_.empty())) {
             co_await work_.wait();
+            is_lane_called_ = false;
+        }
         if (queue_.empty()) break;
         if (device_.is_failed()) {
             fail_queued();
             continue;
         }
-        gather();
-        Result<void> outcome = co_await write_batch();
-        complete_batch(outcome);
+        Batch& batch = in_flight_.emplace_back();
+        gather(batch);
+        batch.outcome = co_await write_batch(batch, area);
+        settle_in_order();
     }
-    if (!device_.is_failed()) std::ignore = co_await write_empty_frame();
+    --lanes_;
+    if (lanes_ == 0 && !device_.is_failed()) std::ignore = co_await write_empty_frame();
 }
 
 // Moves what fits one frame from the queue into the batch, in order.
-void Ring::gather() {
+void Ring::gather(Batch& batch) {
     constexpr uint32_t kRecordsBytesMax =
         format::kFrameMetadataBytesMax - format::kFrameOverheadBytes;
-    CHECK(batch_.records.empty());
-    batch_.positions.clear();
-    batch_.record_bytes = 0;
-    batch_.payload_bytes = 0;
     while (!queue_.empty()) {
         Pending& next = queue_.front();
         auto payload_bytes = static_cast<uint32_t>(next.record.payload_bytes());
-        if (batch_.record_bytes + next.encoded_bytes > kRecordsBytesMax) break;
-        if (batch_.payload_bytes + payload_bytes > limits::kCommitPayloadBytesMax) break;
-        batch_.record_bytes += next.encoded_bytes;
-        batch_.payload_bytes += payload_bytes;
-        batch_.records.push_back(std::move(next));
+        if (batch.record_bytes + next.encoded_bytes > kRecordsBytesMax) break;
+        if (batch.payload_bytes + payload_bytes > limits::kCommitPayloadBytesMax) break;
+        batch.record_bytes += next.encoded_bytes;
+        batch.payload_bytes += payload_bytes;
+        batch.records.push_back(std::move(next));
         queue_.pop_front();
     }
-    CHECK(!batch_.records.empty(), "every valid record fits an empty frame");
+    CHECK(!batch.records.empty(), "every valid record fits an empty frame");
 }
 
 uint64_t Ring::log_offset_for(uint64_t frame_bytes) const {
@@ -253,17 +274,18 @@ uint64_t Ring::log_offset_for(uint64_t frame_bytes) const {
 }
 
 // The header of the frame that holds the batch, possibly none of records.
-format::FrameHeader Ring::next_header() const {
+format::FrameHeader Ring::next_header(const Batch& batch) const {
     format::FrameHeader header;
     header.incarnation = device_.superblock.incarnation;
     header.boot = device_.superblock.boot;
     header.sequence = sequence_next_;
+    header.settled_sequence = settled_sequence_;
     header.witnesses = witnesses_;
     header.witnesses_are_complete = witnesses_complete_;
     header.metadata_bytes =
-        static_cast<uint32_t>(round_up(header.records_offset() + batch_.record_bytes, kBlockBytes));
-    header.payload_bytes = batch_.payload_bytes;
-    header.record_count = static_cast<uint32_t>(batch_.records.size());
+        static_cast<uint32_t>(round_up(header.records_offset() + batch.record_bytes, kBlockBytes));
+    header.payload_bytes = batch.payload_bytes;
+    header.record_count = static_cast<uint32_t>(batch.records.size());
     header.log_offset = log_offset_for(header.bytes());
     header.tail_sequence = sequence_first_;
     header.tail_log_offset = frames_.empty() ? header.log_offset : tail_log_offset();
@@ -271,18 +293,16 @@ format::FrameHeader Ring::next_header() const {
 }
 
 // Builds the metadata area in place and gathers the payload as it lies.
-std::vector<Buffer> Ring::encode_batch(const format::FrameHeader& header) {
-    if (metadata_.empty()) metadata_ = Buffer::allocate(format::kFrameMetadataBytesMax);
-    Buffer area = metadata_.slice(0, header.metadata_bytes);
+std::vector<Buffer> Ring::encode_batch(Batch& batch, const format::FrameHeader& header,
+                                       Buffer area) {
     size_t offset = header.records_offset();
     uint32_t payload_offset = header.metadata_bytes;
     std::vector<Buffer> out;
-    out.reserve(1 + batch_.payload_bytes / kBlockBytes);
+    out.reserve(1 + batch.payload_bytes / kBlockBytes);
     out.push_back(area);
-    for (Pending& pending : batch_.records) {
+    for (Pending& pending : batch.records) {
         format::encode_record(pending.record, area.bytes().subspan(offset, pending.encoded_bytes));
-        batch_.positions.push_back(
-            {header.sequence, static_cast<uint32_t>(offset), payload_offset});
+        batch.positions.push_back({header.sequence, static_cast<uint32_t>(offset), payload_offset});
         offset += pending.encoded_bytes;
         payload_offset += static_cast<uint32_t>(pending.record.payload_bytes());
         for (const Buffer& payload : pending.record.payload)
@@ -293,39 +313,42 @@ std::vector<Buffer> Ring::encode_batch(const format::FrameHeader& header) {
     return out;
 }
 
-Task<Result<void>> Ring::write_batch() {
-    format::FrameHeader header = next_header();
-    CHECK(header.log_offset + header.bytes() - header.tail_log_offset <= ring_bytes_,
-          "the ring overruns its tail");
-    std::vector<Buffer> buffers = encode_batch(header);
+Task<Result<void>> Ring::write_batch(Batch& batch, Buffer area) {
+    format::FrameHeader header = next_header(batch);
+    Buffer metadata = area.slice(0, header.metadata_bytes);
+    std::vector<Buffer> buffers = encode_batch(batch, header, std::move(metadata));
     uint64_t place = ring_offset_ + header.log_offset % ring_bytes_;
-    // The tail may move on meanwhile; the frame's own place and sequence are fixed.
+    begin_frame(batch, header);
     Result<void> written = co_await device_.disk->write_vector(place, std::move(buffers),
                                                                runtime::Durability::durable);
     if (!written) {
         device_.fail_for_good(written.error());
         co_return fail(device_.failure());
     }
-    account_frame(header);
     co_return Result<void>{};
 }
 
-void Ring::account_frame(const format::FrameHeader& header) {
-    CHECK(header.sequence == sequence_next_);
-    Frame frame;
-    frame.log_offset = header.log_offset;
-    frame.bytes = static_cast<uint32_t>(header.bytes());
-    frame.metadata_bytes = header.metadata_bytes;
-    frame.pins = header.record_count;
-    frames_.push_back(frame);
+// From here on the frame has its place and its sequence, and the next one may begin.
+void Ring::begin_frame(Batch& batch, const format::FrameHeader& header) {
+    batch.sequence = header.sequence;
+    batch.log_begin = head_;
+    frames_.push_back({header.log_offset, static_cast<uint32_t>(header.bytes()),
+                       header.metadata_bytes, header.record_count});
     ++sequence_next_;
     head_ = header.log_offset + header.bytes();
+    uint64_t others = header.record_count == 0 ? 0 : kFlightBytesMax;
+    CHECK(head_ - header.tail_log_offset + others <= ring_bytes_, "the ring overruns its tail");
     begin_witnesses();
-    for (const Pending& pending : batch_.records)
+    for (Pending& pending : batch.records) {
         add_witness(pending.record);
+        // The frame is accounted for now; what was set aside for it is not needed beside it.
+        admitted_bytes_ -= pending.admission.bytes_;
+        pending.admission.ring_ = nullptr;
+    }
     ++counters_.commits;
     counters_.records += header.record_count;
     counters_.appended_bytes += header.bytes();
+    call_lane();
 }
 
 void Ring::begin_witnesses() {
@@ -348,42 +371,58 @@ void Ring::add_witness(const format::Record& record) {
     }
 }
 
-void Ring::complete_batch(const Result<void>& outcome) {
-    for (size_t i = 0; i < batch_.records.size(); ++i) {
-        Pending& pending = batch_.records[i];
-        // The frame is accounted for now; what was set aside for it is not needed beside it.
-        admitted_bytes_ -= pending.admission.bytes_;
-        pending.admission.ring_ = nullptr;
-        if (outcome) {
-            pending.sink->on_append(batch_.positions[i], pending.record);
-        } else {
-            pending.sink->on_append(fail(outcome.error()), pending.record);
-        }
+// Ends the appends of the frames that are over, up to the first that is not: a frame counts only
+// when all before it do.
+void Ring::settle_in_order() {
+    while (!in_flight_.empty() && in_flight_.front().outcome) {
+        Batch batch = std::move(in_flight_.front());
+        in_flight_.pop_front();
+        // Behind one that failed nothing is sure, even what has reached the device.
+        if (settled_sequence_ + 1 != batch.sequence) batch.outcome = fail(device_.failure());
+        if (*batch.outcome) settled_sequence_ = batch.sequence;
+        end_appends(std::move(batch));
     }
-    batch_.records.clear();
-    batch_.record_bytes = 0;
-    batch_.payload_bytes = 0;
     if (!frames_.empty() && frames_.front().pins == 0) advance_tail();
     serve_waiters();
+    call_lane();
     if (is_short() || !waiters_.empty()) short_.wake_all();
+}
+
+void Ring::end_appends(Batch batch) {
+    for (size_t i = 0; i < batch.records.size(); ++i) {
+        Pending& pending = batch.records[i];
+        if (*batch.outcome) {
+            pending.sink->on_append(batch.positions[i], pending.record);
+        } else {
+            pending.sink->on_append(fail(batch.outcome->error()), pending.record);
+        }
+    }
 }
 
 void Ring::fail_queued() {
     while (!queue_.empty()) {
-        batch_.records.push_back(std::move(queue_.front()));
+        Pending pending = std::move(queue_.front());
         queue_.pop_front();
+        admitted_bytes_ -= pending.admission.bytes_;
+        pending.admission.ring_ = nullptr;
+        pending.sink->on_append(fail(device_.failure()), pending.record);
     }
-    complete_batch(fail(device_.failure()));
+    serve_waiters();
 }
 
+// Alone in flight, so that with it everything before it is settled.
 Task<Result<void>> Ring::write_empty_frame() {
-    CHECK(batch_.records.empty() && batch_.record_bytes == 0 && batch_.payload_bytes == 0);
+    CHECK(in_flight_.empty() && settled_sequence_ + 1 == sequence_next_);
     if (used_bytes() + limits::kFrameBytesMax > ring_bytes_) {
         co_return fail(Code::no_space, "the journal of {} has no room to begin a boot",
                        device_.disk->name());
     }
-    Result<void> written = co_await write_batch();
-    if (written && frames_.front().pins == 0) advance_tail();
+    Batch empty;
+    Buffer area = Buffer::allocate(kBlockBytes);
+    Result<void> written = co_await write_batch(empty, std::move(area));
+    if (!written) co_return written;
+    settled_sequence_ = empty.sequence;
+    if (frames_.front().pins == 0) advance_tail();
     co_return written;
 }
 
@@ -413,7 +452,9 @@ Task<Result<void>> Ring::recover() {
         co_return fail(device_.failure());
     }
     CO_TRY(co_await write_empty_frame());
-    gate_.spawn(device_.env.executor, commit_loop());
+    lanes_ = kFramesInFlightMax;
+    for (size_t i = 0; i < lanes_; ++i)
+        gate_.spawn(device_.env.executor, commit_lane());
     co_return Result<void>{};
 }
 
@@ -452,17 +493,17 @@ void Ring::adopt(RingScan& scan) {
     recovery_.frames_scanned = scan.frames_seen();
     recovery_.lost_frames = scan.lost();
     report_findings(scan);
-    if (scan.frames().empty()) return;
     sequence_first_ = scan.tail_sequence();
     sequence_next_ = sequence_first_;
     head_ = scan.tail_log_offset();
+    // Lost frames keep their place in the order and hold nothing.
+    auto skip_lost = [this](uint64_t end) {
+        for (; sequence_next_ < end; ++sequence_next_)
+            frames_.push_back({head_, 0, 0, 0});
+    };
     for (RingScan::Frame& found : scan.frames()) {
         const format::FrameHeader& header = found.header;
-        // Lost frames keep their place in the order and hold nothing.
-        while (sequence_next_ < header.sequence) {
-            frames_.push_back({head_, 0, 0, 0});
-            ++sequence_next_;
-        }
+        skip_lost(header.sequence);
         frames_.push_back({header.log_offset, static_cast<uint32_t>(header.bytes()),
                            header.metadata_bytes, header.record_count});
         ++sequence_next_;
@@ -474,6 +515,8 @@ void Ring::adopt(RingScan& scan) {
         }
         found.records.clear();
     }
+    skip_lost(scan.settled_sequence() + 1);
+    settled_sequence_ = sequence_next_ - 1;
     CHECK(used_bytes() <= ring_bytes_);
 }
 

@@ -108,13 +108,17 @@ struct RingStats {
 // The journal ring of a device: all volumes' records, one group commit for all of them.
 //
 // Invariants
-//   1. One commit is in flight, an RWF_DSYNC write; so after a power cut only the newest frame
-//      can be torn, and any other unreadable frame is corruption.
+//   1. Some commits are in flight at once, each an RWF_DSYNC write; an append ends well only when
+//      its frame and every frame before it are durable. A frame says up to where that was so when
+//      it began (settled). So after a power cut only frames behind the highest settled one can be
+//      torn, and any other unreadable frame is corruption.
 //   2. Frames between tail and head are never overwritten; the tail is the oldest frame that
-//      holds a record not yet released.
+//      holds a record not yet released. Nor do the frames in flight, at most kFlightBytesMax,
+//      reach what any older frame names as needed.
 //   3. Admitted, queued and used bytes never exceed the ring; a queued record always has room.
-//   4. After a failed write nothing is written any more: every append gives io_error.
-// Relax 1 and a corrupt acknowledged record passes for a torn one and is silently dropped.
+//   4. After a failed write nothing new is written: every append gives io_error.
+// Relax 1 and a corrupt acknowledged record passes for a torn one and is silently dropped; relax 2
+// and a torn frame takes an older one, still needed, with it.
 //
 // Lives on one executor. Format: docs/formats/ring.md.
 class Ring {
@@ -141,8 +145,8 @@ class Ring {
     // Those of `owner` (null: all) that wait in line get `why` instead of room.
     void refuse_waiting(const Error& why, const void* owner);
 
-    // Queues the record at once, in call order; never suspends. The frame goes out at once when
-    // nothing is in flight, otherwise with what gathers until then.
+    // Queues the record at once, in call order; never suspends. The frame goes out at once while
+    // fewer than kFramesInFlightMax are in flight, otherwise with what gathers until then.
     // Requires: validate(record); admission.bytes() >= ring_cost_bytes(record).
     void submit(format::Record record, Admission admission, AppendSink* sink);
     // submit() and wait. Errors of the device: io_error (for good); stopping.
@@ -168,13 +172,15 @@ class Ring {
 
     // Device offset of the record's frame, for messages. Requires: not released.
     uint64_t device_offset_of(RecordPosition position) const;
-    // The oldest frame that holds a needed record; newest_sequence() + 1 when none does.
+    // The oldest frame that holds a needed record; above newest_sequence() when no settled one
+    // does.
     uint64_t tail_sequence() const;
-    uint64_t newest_sequence() const { return sequence_next_ - 1; }
+    // The newest frame of which all appends have ended.
+    uint64_t newest_sequence() const { return settled_sequence_; }
     // Bytes a user admission could still take now.
     uint64_t free_bytes(Urgency urgency) const;
     uint64_t ring_bytes() const { return ring_bytes_; }
-    // True when less than a quarter is free: time to move or drain what the tail holds.
+    // True when four fifths of what users may take are: time to move or drain what the tail holds.
     bool is_short() const;
     // Resolves when is_short() may have become true, on nudge() and on close().
     Task<void> wait_short();
@@ -201,11 +207,15 @@ class Ring {
         uint32_t metadata_bytes = 0;
         uint32_t pins = 0;
     };
+    // The records of a frame, from gathering to the end of their appends.
     struct Batch {
         std::vector<Pending> records;
         std::vector<RecordPosition> positions;
         uint32_t record_bytes = 0;
         uint32_t payload_bytes = 0;
+        uint64_t sequence = 0;
+        uint64_t log_begin = 0;               // the head before it, padding not taken off
+        std::optional<Result<void>> outcome;  // of its write; empty while in flight
     };
     // Someone who waits in line for room; on the stack of admit(). A core that shuts down destroys
     // that stack first: it leaves the line by itself.
@@ -231,15 +241,18 @@ class Ring {
     Admission grant(uint64_t bytes);
     void give_back(uint64_t bytes);
     void serve_waiters();
-    Task<void> commit_loop();
-    void gather();
-    Task<Result<void>> write_batch();
-    std::vector<Buffer> encode_batch(const format::FrameHeader& header);
-    format::FrameHeader next_header() const;
-    void account_frame(const format::FrameHeader& header);
+    bool can_begin_frame() const;
+    void call_lane();
+    Task<void> commit_lane();
+    void gather(Batch& batch);
+    Task<Result<void>> write_batch(Batch& batch, Buffer area);
+    std::vector<Buffer> encode_batch(Batch& batch, const format::FrameHeader& header, Buffer area);
+    format::FrameHeader next_header(const Batch& batch) const;
+    void begin_frame(Batch& batch, const format::FrameHeader& header);
     void begin_witnesses();
     void add_witness(const format::Record& record);
-    void complete_batch(const Result<void>& outcome);
+    void settle_in_order();
+    void end_appends(Batch batch);
     void fail_queued();
     Task<Result<void>> write_empty_frame();
     void advance_tail();
@@ -261,13 +274,15 @@ class Ring {
     std::deque<Frame> frames_;  // tail first; sequences sequence_first_ .. sequence_next_ - 1
     uint64_t sequence_first_ = 1;
     uint64_t sequence_next_ = 1;
-    uint64_t head_ = 0;  // log offset behind the newest frame
+    uint64_t settled_sequence_ = 0;  // up to here every frame is durable
+    uint64_t head_ = 0;              // log offset behind the newest frame
     uint64_t admitted_bytes_ = 0;
     bool closing_ = false;
     std::vector<format::FrameWitness> witnesses_;  // of the newest frame
     bool witnesses_complete_ = true;
-    Buffer metadata_;  // reused: one commit is in flight
-    Batch batch_;
+    std::deque<Batch> in_flight_;  // by sequence; the first not over yet
+    size_t lanes_ = 0;             // commit lanes that run
+    bool is_lane_called_ = false;  // one wakes, and has not looked at the queue yet
     RingRecovery recovery_;
     RingStats counters_;
     std::deque<AdmitWaiter*> waiters_;

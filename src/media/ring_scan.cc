@@ -54,7 +54,8 @@ Result<uint64_t> RingScan::step(uint64_t place, Bytes window) {
         if (added.error().code() == Code::unsupported)
             return fail(std::move(added).error().within(
                 fmt::format("{} at offset {}", device_.disk->name(), ring_offset_ + place)));
-        broken_.push_back({header->sequence, place, header->bytes()});
+        broken_.push_back({header->sequence, header->boot, place, header->bytes()});
+        settled_sequence_ = std::max(settled_sequence_, header->settled_sequence);
     }
     return header->bytes();
 }
@@ -89,17 +90,26 @@ Result<void> RingScan::add_frame(const format::FrameHeader& outline, Bytes bytes
     return {};
 }
 
-// A torn frame that an earlier boot gave up may have survived where its successor of the same
-// sequence did not overwrite it: the later boot's word counts.
-void RingScan::drop_repeats() {
+// Frames that a recovery gave up may have survived where those written since did not overwrite
+// them. The first frame of the boot that gave them up has a sequence not above theirs, and boots
+// never go down along the log: so whatever follows a frame of a later boot is given up.
+void RingScan::drop_given_up() {
     std::ranges::sort(frames_, [](const Frame& a, const Frame& b) {
         return std::pair(a.header.sequence, b.header.boot) <
                std::pair(b.header.sequence, a.header.boot);
     });
-    auto repeats = std::ranges::unique(frames_, [](const Frame& a, const Frame& b) {
-        return a.header.sequence == b.header.sequence;
+    Boot newest_boot;
+    uint64_t last_sequence = 0;
+    std::erase_if(frames_, [&](const Frame& frame) {
+        const format::FrameHeader& header = frame.header;
+        if (header.boot < newest_boot || header.sequence == last_sequence) {
+            PROBE("media.ring.given_up");
+            return true;
+        }
+        newest_boot = header.boot;
+        last_sequence = header.sequence;
+        return false;
     });
-    frames_.erase(repeats.begin(), repeats.end());
 }
 
 bool RingScan::is_unreadable(uint64_t place, uint64_t bytes) const {
@@ -117,51 +127,83 @@ bool RingScan::is_closed() const {
     });
 }
 
+// Follows the frames that were in flight up to the first torn one.
 void RingScan::drop_torn() {
-    if (!frames_.empty() && !frames_.back().payload_is_good) {
-        const format::FrameHeader& header = frames_.back().header;
+    for (const Frame& frame : frames_)
+        settled_sequence_ = std::max(settled_sequence_, frame.header.settled_sequence);
+    size_t i = 0;
+    while (i < frames_.size() && frames_[i].header.sequence <= settled_sequence_)
+        ++i;
+    uint64_t due = settled_sequence_ + 1;
+    for (; i < frames_.size(); ++i) {
+        const format::FrameHeader& header = frames_[i].header;
+        if (header.sequence == due + 1) {
+            // One that the device cannot read may have been acknowledged, and so what follows it.
+            const Frame* before = i == 0 ? nullptr : &frames_[i - 1];
+            if (!look_at_missing(before, due).is_unreadable) break;
+        } else if (header.sequence != due) {
+            break;
+        }
+        // Where the device fails to read it, it is damaged, and its records say whose.
         uint64_t place = header.log_offset % ring_bytes_;
-        if (is_unreadable(place, header.bytes())) return;  // damaged, and its records say whose
-        PROBE("media.ring.torn_payload");
-        torn_tail_ = true;
-        torn_tail_offset_ = ring_offset_ + place;
-        frames_.pop_back();
-        return;
+        if (!frames_[i].payload_is_good && !is_unreadable(place, header.bytes())) break;
+        due = header.sequence + 1;
     }
-    look_behind_newest();
+    end_at(i, due);
 }
 
-void RingScan::look_behind_newest() {
-    uint64_t next = frames_.empty() ? 1 : frames_.back().header.sequence + 1;
-    for (const Broken& broken : broken_) {
-        if (broken.sequence != next) continue;
-        if (is_unreadable(broken.place, broken.bytes)) {
-            lost_end_ = {next, broken.place};
-        } else {
+// The log ends before frames_[index]; the frame of `sequence` comes next.
+void RingScan::end_at(size_t index, uint64_t sequence) {
+    if (index < frames_.size() && frames_[index].header.sequence == sequence) {
+        PROBE("media.ring.torn_payload");
+        torn_tail_ = true;
+        torn_tail_offset_ = ring_offset_ + frames_[index].header.log_offset % ring_bytes_;
+        torn_ = std::move(frames_[index]);
+    } else {
+        const bool is_behind_gap = index < frames_.size();
+        if (is_behind_gap) PROBE("media.ring.whole_behind_torn");
+        const Frame* before = index == 0 ? nullptr : &frames_[index - 1];
+        Missing missing = look_at_missing(before, sequence);
+        bool is_closed_log = !is_behind_gap && is_closed();
+        if (missing.is_unreadable && !is_closed_log) {
+            lost_end_ = {sequence, missing.place};
+        } else if (missing.has_begun || is_behind_gap) {
             PROBE("media.ring.torn_metadata");
             torn_tail_ = true;
-            torn_tail_offset_ = ring_offset_ + broken.place;
+            torn_tail_offset_ = ring_offset_ + missing.place;
         }
-        return;
     }
-    if (unreadable_.empty() || is_closed()) return;
-    // The next frame began right behind the newest, or at the start where it did not fit.
-    uint64_t head =
-        frames_.empty() ? 0 : frames_.back().header.log_offset + frames_.back().header.bytes();
+    if (index + 1 < frames_.size()) PROBE("media.ring.whole_behind_torn");
+    frames_.erase(frames_.begin() + static_cast<ptrdiff_t>(index), frames_.end());
+}
+
+RingScan::Missing RingScan::look_at_missing(const Frame* before, uint64_t sequence) const {
+    for (const Broken& broken : broken_) {
+        bool is_given_up = before != nullptr && broken.boot < before->header.boot;
+        if (broken.sequence != sequence || is_given_up) continue;
+        return {broken.place, true, is_unreadable(broken.place, broken.bytes)};
+    }
+    if (before != nullptr && before->header.sequence + 1 != sequence) return {};
+    // It began right behind the one before, or at the start where it did not fit.
+    uint64_t head = before == nullptr ? 0 : before->header.log_offset + before->header.bytes();
     uint64_t place = head % ring_bytes_;
-    if (is_unreadable(place, kBlockBytes)) {
-        lost_end_ = {next, place};
-    } else if (ring_bytes_ - place < limits::kFrameBytesMax && is_unreadable(0, kBlockBytes)) {
-        lost_end_ = {next, 0};
-    }
+    if (is_unreadable(place, kBlockBytes)) return {place, false, true};
+    bool may_wrap = ring_bytes_ - place < limits::kFrameBytesMax;
+    if (may_wrap && is_unreadable(0, kBlockBytes)) return {0, false, true};
+    return {place, false, false};
 }
 
 Result<void> RingScan::resolve() {
-    drop_repeats();
+    drop_given_up();
     drop_torn();
-    if (frames_.empty()) return lost_end_ ? find_lost() : Result<void>{};
-    tail_sequence_ = frames_.back().header.tail_sequence;
-    tail_log_offset_ = frames_.back().header.tail_log_offset;
+    const Frame* newest = frames_.empty() ? nullptr : &frames_.back();
+    if (newest == nullptr && torn_) newest = &*torn_;
+    // Without either, what was settled is lost, and what it held is not known.
+    tail_sequence_ = std::max<uint64_t>(settled_sequence_, 1);
+    if (newest != nullptr) {
+        tail_sequence_ = newest->header.tail_sequence;
+        tail_log_offset_ = newest->header.tail_log_offset;
+    }
     std::erase_if(frames_,
                   [this](const Frame& frame) { return frame.header.sequence < tail_sequence_; });
     return find_lost();
@@ -189,6 +231,12 @@ Result<void> RingScan::find_lost() {
         sequence = header.sequence + 1;
         log_offset = header.log_offset + header.bytes();
     }
+    // What followed says that these were durable, and was itself torn.
+    if (sequence <= settled_sequence_) {
+        bool is_next = torn_ && torn_->header.sequence == settled_sequence_ + 1;
+        add_lost(sequence, settled_sequence_ + 1, log_offset, is_next ? &*torn_ : nullptr,
+                 records_before);
+    }
     if (lost_end_) {
         PROBE("media.ring.lost_end");
         LostFrame lost;
@@ -209,7 +257,7 @@ void RingScan::add_lost(uint64_t first_sequence, uint64_t end_sequence, uint64_t
         for (const Broken& broken : broken_) {
             if (broken.sequence == sequence) lost.device_offset = ring_offset_ + broken.place;
         }
-        if (sequence + 1 == end_sequence) {
+        if (sequence + 1 == end_sequence && next != nullptr) {
             lost.witnesses_known = next->header.witnesses_are_complete;
             lost.witnesses = next->header.witnesses;
         }

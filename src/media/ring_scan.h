@@ -10,10 +10,12 @@ namespace peplos::media {
 
 // Finds the frames of a ring by reading all of it, and decides what they mean.
 //
-// Order comes from sequence numbers, never from places. A frame that cannot be read is torn when
-// nothing valid comes after it, and lost (corrupt) when something does: one commit at a time is in
-// flight, so only the newest can be torn. Blocks that the device fails to read are no tear: what
-// they held counts as lost where it may have been needed, and does not matter elsewhere.
+// Order comes from sequence numbers, never from places. Each frame says up to where all were
+// durable when it began: up to the highest such sequence (settled) a frame that cannot be read is
+// lost (corrupt). Behind it several were in flight, and any of them may be torn: the first torn one
+// ends the log, whole ones behind it were never acknowledged and go too. Blocks that the device
+// fails to read are no tear: what they held counts as lost where it may have been needed, and does
+// not matter elsewhere.
 class RingScan {
   public:
     struct Frame {
@@ -34,6 +36,8 @@ class RingScan {
     // After resolve(): tail first. Sequences may have holes: those frames are in lost().
     std::vector<Frame>& frames() { return frames_; }
     const std::vector<LostFrame>& lost() const { return lost_; }
+    // Up to here every frame was durable, whether it can be read now or not.
+    uint64_t settled_sequence() const { return settled_sequence_; }
     uint64_t tail_sequence() const { return tail_sequence_; }
     uint64_t tail_log_offset() const { return tail_log_offset_; }
     bool torn_tail() const { return torn_tail_; }
@@ -44,6 +48,7 @@ class RingScan {
     // A header that holds over an area that does not.
     struct Broken {
         uint64_t sequence;
+        Boot boot;
         uint64_t place;
         uint64_t bytes;
     };
@@ -57,9 +62,16 @@ class RingScan {
     // Looks at `place`; returns how far to go on, at least one block. `window` starts there.
     Result<uint64_t> step(uint64_t place, Bytes window);
     Result<void> add_frame(const format::FrameHeader& header, Bytes frame);
-    void drop_repeats();
+    void drop_given_up();
     void drop_torn();
-    void look_behind_newest();
+    void end_at(size_t index, uint64_t sequence);
+    // Where the frame of `sequence` lies or would lie, if nothing whole is there.
+    struct Missing {
+        uint64_t place = 0;
+        bool has_begun = false;      // its header is there
+        bool is_unreadable = false;  // the device fails to read it: it may have been acknowledged
+    };
+    Missing look_at_missing(const Frame* before, uint64_t sequence) const;
     bool is_unreadable(uint64_t place, uint64_t bytes) const;
     bool is_closed() const;
     Result<void> find_lost();
@@ -74,6 +86,8 @@ class RingScan {
     std::vector<LostFrame> lost_;
     std::vector<uint64_t> unreadable_;  // places of blocks that the device cannot read
     std::optional<LostEnd> lost_end_;
+    uint64_t settled_sequence_ = 0;
+    std::optional<Frame> torn_;  // the first that was dropped, when its header holds
     uint64_t tail_sequence_ = 1;
     uint64_t tail_log_offset_ = 0;
     bool torn_tail_ = false;
