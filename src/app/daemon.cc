@@ -121,6 +121,19 @@ struct DoorSide {
     }
 };
 
+ExitStatus exit_status_of(const Error& error) {
+    switch (error.code()) {
+        case Code::invalid_argument:
+        case Code::already_exists:
+        case Code::permission_denied:
+        case Code::unsupported:
+        case Code::corrupt:
+            return ExitStatus::needs_a_person;
+        default:
+            return ExitStatus::failed;
+    }
+}
+
 Daemon::Daemon(Config config) : config_(std::move(config)) {}
 Daemon::~Daemon() = default;
 

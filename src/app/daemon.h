@@ -12,6 +12,14 @@ namespace peplos::app {
 struct StorageSide;
 struct DoorSide;
 
+// How a process that failed ends, for a supervisor.
+enum class ExitStatus : int {
+    failed = 1,           // another start may succeed
+    bad_options = 2,      // the configuration or the command line is wrong
+    needs_a_person = 78,  // another start finds the same: EX_CONFIG of sysexits.h
+};
+ExitStatus exit_status_of(const Error& error);
+
 // A node as a process: the storage core on a thread of its own, the doors on the calling one.
 //
 //   run(): lock memory, open the control store, start the node, take back what the kernel still

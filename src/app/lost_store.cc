@@ -35,7 +35,7 @@ Error lost(const Config& config, const std::string& what_shows) {
     if (backup.empty()) {
         next = fmt::format("copy a backup of it to {}, then start peplosd again", database);
     }
-    return Error(Code::not_found,
+    return Error(Code::already_exists,
                  fmt::format("the control store {} is missing, but {}: this node had volumes. "
                              "Nothing was changed. Their data are intact on the devices; their "
                              "names are in the control store. To restore it: {}. Only to give "
