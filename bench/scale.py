@@ -60,7 +60,7 @@ def restart(options, program, where):
     """kill -9 under load: a full ring, --gib GiB live, and 1 TiB mapped one block per leaf."""
     device = os.path.join(where, "device")
     volumes = ["--volume", options.gib * GIB, "--beside", TIB]
-    bench(program, "prepare", "--file", device, "--bytes", (options.gib + 5) * GIB + GIB // 2,
+    bench(program, "prepare", "--file", device, "--bytes", options.gib * GIB * 4 // 3 + 6 * GIB,
           "--no-prezero", *volumes, seconds=1800)
     print("| round | ring bytes used | undrained | live GiB | device open s | serving after s |\n"
           "|---:|---:|---:|---:|---:|---:|", flush=True)

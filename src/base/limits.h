@@ -24,7 +24,8 @@ inline constexpr uint32_t kVolumeIoCountMax = 1024;
 inline constexpr uint32_t kFrameBytesMax = 512 * kKiB;
 inline constexpr uint32_t kCommitPayloadBytesMax = 256 * kKiB;
 inline constexpr uint32_t kRecordBodyBytesMax = 192 * kKiB;
-inline constexpr uint64_t kRingBytesDefault = 1 * kGiB;
+// Twice what overlays hold by default: a restart reads all of it.
+inline constexpr uint64_t kRingBytesDefault = 512 * kMiB;
 inline constexpr uint64_t kRingBytesMin = 16 * kMiB;
 inline constexpr uint32_t kRingQueueCountMax = 8192;
 inline constexpr uint64_t kEnsembleTailBytesMax = 64 * kMiB;
