@@ -57,9 +57,13 @@ Task<void> worker(Shared& shared, uint64_t seed) {
         if (is_read) {
             done = co_await shared.device.read(offset, Buffer::allocate(shared.load.block_bytes));
         } else {
-            // Bytes given to a write may be kept: every write has a buffer of its own.
-            Buffer buffer = Buffer::copy_of(from.bytes());
-            std::memcpy(buffer.data(), &state, sizeof(state));
+            // Bytes given to a small write may be kept: each has a buffer of its own. Those of a
+            // large one go to a segment as they are, and are not copied for fio either.
+            Buffer buffer = from;
+            if (from.size() < limits::kLargeWriteBytes) {
+                buffer = Buffer::copy_of(from.bytes());
+                std::memcpy(buffer.data(), &state, sizeof(state));
+            }
             done = co_await shared.device.write(offset, std::move(buffer));
         }
         Time after = shared.clock.now();
