@@ -21,7 +21,7 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-# name, engine arguments, fio arguments, least ratio (docs/performance.md says why). The sequential
+# name, engine arguments, fio arguments, least ratio (docs/performance.md says why). Sequential
 # cases come first: random writes leave a volume in pieces, and the cleaning of what they left behind
 # would be measured with the next case.
 CASES = [
