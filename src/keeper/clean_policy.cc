@@ -15,6 +15,7 @@ namespace {
 
 struct Scored {
     const SegmentView* segment;
+    double age;
     double score;
 };
 
@@ -35,6 +36,7 @@ std::optional<CleanChoice> take_class(std::span<const Scored> scored, uint8_t li
     CleanChoice choice;
     choice.lifetime_class = volume::survivor_class(lifetime_class);
     uint64_t units = 0;
+    double unit_ages = 0;
     for (const Scored& item : scored) {
         const SegmentView& segment = *item.segment;
         if (segment.lifetime_class != lifetime_class) continue;
@@ -42,10 +44,14 @@ std::optional<CleanChoice> take_class(std::span<const Scored> scored, uint8_t li
         choice.segments.push_back(segment.index);
         choice.live_blocks += segment.live_count;
         units += segment.unit_count;
+        unit_ages += item.age * segment.unit_count;
     }
     uint64_t needed = volume::run_units_for_blocks(choice.live_blocks);
     if (choice.segments.empty() || units <= needed) return std::nullopt;
     choice.gained_units = units - needed;
+    // The score of all of them together.
+    double age = unit_ages / double(units);
+    choice.score = age * double(choice.gained_units) / double(units + needed);
     return choice;
 }
 
@@ -57,7 +63,7 @@ double live_share_max(double fullness) {
     struct Point {
         double fullness, share;
     };
-    constexpr Point kCurve[] = {{0.6, 0.25}, {0.85, 0.5}, {0.9, 0.6}, {0.94, 0.97}};
+    constexpr Point kCurve[] = {{0.75, 0.25}, {0.87, 0.5}, {0.91, 0.65}, {0.94, 0.97}};
     if (fullness <= kCurve[0].fullness) return kCurve[0].share;
     for (size_t i = 1; i < std::size(kCurve); ++i) {
         const Point &low = kCurve[i - 1], &high = kCurve[i];
@@ -81,7 +87,7 @@ std::optional<CleanChoice> choose_segments(std::span<const SegmentView> segments
         if (!is_cleanable(segment, live_share_max)) continue;
         double share = live_share(segment);
         double age = double(now - segment.age_lsn.value);
-        scored.push_back({&segment, age * (1 - share) / (1 + share)});
+        scored.push_back({&segment, age, age * (1 - share) / (1 + share)});
     }
     std::ranges::sort(scored, [](const Scored& a, const Scored& b) {
         return a.score != b.score ? a.score > b.score : a.segment->index < b.segment->index;
@@ -89,7 +95,8 @@ std::optional<CleanChoice> choose_segments(std::span<const SegmentView> segments
     std::optional<CleanChoice> best;
     for (uint8_t c = 0; c < format::kSegmentClassCount; ++c) {
         std::optional<CleanChoice> choice = take_class(scored, c, blocks_max);
-        if (choice && (!best || choice->gained_units > best->gained_units)) best = choice;
+        // By age, too: what is short-lived will be free soon without being copied.
+        if (choice && (!best || choice->score > best->score)) best = choice;
     }
     return best;
 }

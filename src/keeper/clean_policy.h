@@ -19,6 +19,7 @@ struct CleanChoice {
     uint8_t lifetime_class = 0;
     uint64_t live_blocks = 0;
     uint64_t gained_units = 0;
+    double score = 0;  // age x (1-u)/(1+u), comparable within a volume
 };
 // The best choice by age x (1-u)/(1+u), lifetime classes kept apart, at most one segment's worth of
 // live blocks and `output_units_max` units of output; none when nothing below `live_share_max`

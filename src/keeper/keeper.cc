@@ -337,7 +337,7 @@ Task<Keeper::Cleaning> Keeper::clean_some(double share_max, uint32_t halvings) {
         Busy busy(*this, root.entry);
         co_await release_dead(root.entry);
         if (space_->free_units() <= free) co_await checkpoint_one(root.entry);
-        co_return space_->free_units() > free ? Cleaning::moved : Cleaning::nothing;
+        if (space_->free_units() > free) co_return Cleaning::moved;
     }
     if (!best_entry) co_return Cleaning::nothing;
     Busy busy(*this, best_entry);

@@ -27,7 +27,7 @@ struct KeeperOptions {
     // The one timer of the node; it does nothing for idle volumes.
     Duration tick = std::chrono::milliseconds(500);
     // Cleaning begins when less than this share of the units is free.
-    double free_share_min = 0.35;
+    double free_share_min = 0.25;
     // Scrub rate.
     uint64_t scrub_bytes_per_second = 50 * kMiB;
     // Per tick in which nothing else is to do; 0: none.

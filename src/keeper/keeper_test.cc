@@ -15,7 +15,7 @@ using volume::SegmentView;
 
 TEST(CleanPolicy, CleansLittleWhileThereIsRoom) {
     EXPECT_DOUBLE_EQ(live_share_max(0.3), 0.25);
-    EXPECT_NEAR(live_share_max(0.9), 0.6, 1e-9);
+    EXPECT_NEAR(live_share_max(0.91), 0.65, 1e-9);
     EXPECT_NEAR(live_share_max(0.95), 0.97, 1e-9);
     EXPECT_LT(live_share_max(0.7), live_share_max(0.8));
     EXPECT_LE(live_share_max(1.0), 0.97);

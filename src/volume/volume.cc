@@ -379,13 +379,15 @@ std::vector<SegmentView> Volume::segments() const {
         if (entry == nullptr || handle == nullptr || entry->state != SegmentState::sealed) {
             continue;
         }
+        // Of a record that is going into the map at this moment: what is not counted yet will be.
+        bool is_going_in = entry->sealed_lsn > core_->meta_lsn;
         out.push_back({.index = index,
                        .id = entry->id,
                        .kind = static_cast<format::SegmentKind>(entry->kind),
                        .lifetime_class = entry->lifetime_class,
                        .age_lsn = entry->age_lsn,
                        .block_count = entry->block_count,
-                       .live_count = entry->live_count,
+                       .live_count = is_going_in ? entry->block_count : entry->live_count,
                        .unit_count = handle->pin.info().unit_count,
                        .is_damaged = core_->is_uncleanable(entry->id)});
     }

@@ -89,7 +89,7 @@ struct SegmentView {
     uint8_t lifetime_class = 0;
     Lsn age_lsn;               // how old its data are
     uint32_t block_count = 0;  // as sealed
-    uint32_t live_count = 0;
+    uint32_t live_count = 0;   // its blocks, where the map does not name them yet
     uint32_t unit_count = 0;
     bool is_damaged = false;  // cleaning it does not empty it
 };
