@@ -138,6 +138,8 @@ Task<Result<nlohmann::json>> measure(BenchStage& stage, const Wish& wish) {
         out["ring_written_bytes"] = stage.ring_stats().appended_bytes;
     }
     if (wish.undrained_bytes != 0) {
+        // So that what is left undrained is this, and has room in memory.
+        CO_TRY(co_await stage.volume().drain());
         co_await stage.stop_keeper();
         BenchLoad last{.operation = "write", .is_random = true, .depth = 32, .seconds = 600};
         last.bytes_max = wish.undrained_bytes;

@@ -204,6 +204,21 @@ TEST_F(CleaningTest, OverwritesGoOnAt85PercentLive) {
     rig->expect_all();
 }
 
+// Nobody drains any more: who needs it hears so, and does not wait for ever.
+TEST_F(CleaningTest, AWriteAfterTheKeeperStoppedDoesNotHang) {
+    RigOptions options;
+    options.overlay_bytes = 2 * kMiB;
+    make(options);
+    rig->world.run(keeper->stop());
+    Load load{.writes_left = 2000, .chunk_bytes = kBlockBytes};
+    load.running = kLanes;
+    for (size_t lane = 0; lane < kLanes; ++lane)
+        runtime::spawn(rig->world.env().executor, overwrite(*rig, lane, load));
+    rig->world.run_for(std::chrono::seconds(60));
+    EXPECT_EQ(load.running, 0u);
+    EXPECT_NE(load.problem, "");
+}
+
 // New data until the device is full: said soon, and every time; what is freed can be used.
 TEST_F(CleaningTest, FullIsSaidSoonAndFreeingEndsIt) {
     RigOptions options;

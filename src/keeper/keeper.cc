@@ -101,6 +101,11 @@ Task<void> Keeper::closing(Volume& volume) {
 
 void Keeper::wants(Volume& volume) {
     auto it = entries_.find(&volume);
+    if (stopping_ && overlay_ != nullptr) {
+        // Nothing drains any more: whoever would wait for it hears so.
+        overlay_->note_failure(Error(Code::stopping, "the node is stopping"));
+        return;
+    }
     if (it == entries_.end()) return;
     queue_drain(it->second);
     if (overlay_->waiting() != 0 || overlay_->used_bytes() * 2 > overlay_->total_bytes()) {

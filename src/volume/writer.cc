@@ -87,9 +87,9 @@ Task<Result<void>> VolumeCore::take_room(uint64_t blocks) {
             resources.overlay.total_bytes()) {
             ++waiting;
             noticed = false;
-            notice();
             uint64_t failures = resources.overlay.failures();
-            co_await resources.overlay.wait();
+            notice();
+            if (resources.overlay.failures() == failures) co_await resources.overlay.wait();
             --waiting;
             if (resources.overlay.failures() == failures) continue;
             CO_TRY(alive());
