@@ -22,8 +22,8 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # name, engine arguments, fio arguments, least ratio (docs/performance.md says why). Sequential
-# cases come first: random writes leave a volume in pieces, and the cleaning of what they left behind
-# would be measured with the next case.
+# cases come first: random writes leave a volume in pieces, and the cleaning of what they left
+# behind would be measured with the next case.
 CASES = [
     ("read-128k-q8", ["--op", "read", "--bs", "131072", "--qd", "8"],
      ["--rw=read", "--bs=128k", "--iodepth=8"], 0.95),

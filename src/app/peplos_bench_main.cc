@@ -84,6 +84,19 @@ Task<Result<nlohmann::json>> prepare(BenchStage& stage, const Wish& wish) {
     co_return nlohmann::json{{"prepared_bytes", stage.stored_bytes()}};
 }
 
+// Writes so much that no drain takes any more; returns the bytes written.
+Task<Result<uint64_t>> leave_undrained(BenchStage& stage, uint64_t bytes) {
+    // So that what is left undrained is this, and has room in memory.
+    CO_TRY(co_await stage.volume().drain());
+    co_await stage.stop_keeper();
+    BenchLoad last{.operation = "write", .is_random = true, .depth = 32, .seconds = 600};
+    last.bytes_max = bytes;
+    CO_TRY_ASSIGN(BenchResult written,
+                  co_await run_load(stage.executor(), stage.clock(), stage.rng(), stage.volume(),
+                                    std::move(last)));
+    co_return written.bytes;
+}
+
 Task<Result<nlohmann::json>> measure(BenchStage& stage, const Wish& wish) {
     Time before_open = stage.clock().now();
     uint64_t resident_before = resident_bytes();
@@ -138,15 +151,8 @@ Task<Result<nlohmann::json>> measure(BenchStage& stage, const Wish& wish) {
         out["ring_written_bytes"] = stage.ring_stats().appended_bytes;
     }
     if (wish.undrained_bytes != 0) {
-        // So that what is left undrained is this, and has room in memory.
-        CO_TRY(co_await stage.volume().drain());
-        co_await stage.stop_keeper();
-        BenchLoad last{.operation = "write", .is_random = true, .depth = 32, .seconds = 600};
-        last.bytes_max = wish.undrained_bytes;
-        CO_TRY_ASSIGN(BenchResult written,
-                      co_await run_load(stage.executor(), stage.clock(), stage.rng(),
-                                        stage.volume(), std::move(last)));
-        out["left_undrained_bytes"] = written.bytes;
+        CO_TRY_ASSIGN(out["left_undrained_bytes"],
+                      co_await leave_undrained(stage, wish.undrained_bytes));
     }
     if (wish.leave_dirty) {
         std::puts(out.dump().c_str());
