@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
@@ -13,12 +14,15 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <system_error>
+#include <thread>
 #include <unistd.h>
 
 namespace peplos::http {
 namespace {
 
 constexpr int kBacklog = 128;
+constexpr int kLockTries = 200;
+constexpr std::chrono::milliseconds kLockPause{10};
 constexpr int kActivatedFirst = 3;  // SD_LISTEN_FDS_START
 constexpr int kActivatedCountMax = 64;
 
@@ -105,10 +109,14 @@ Result<Fd> listen_on_unix(const std::string& path) {
     TRY_ASSIGN(sockaddr_un final_address, address_of(path));
     std::string directory = std::filesystem::path(path).parent_path().string();
     TRY_ASSIGN(Fd directory_fd, open_directory(directory.empty() ? "." : directory));
-    // One starter at a time decides about the name; the lock goes with the descriptor.
-    if (::flock(directory_fd.get(), LOCK_EX | LOCK_NB) != 0) {
-        return fail(Code::busy, "another process is just opening a socket in {}: try again",
-                    directory);
+    // One starter at a time decides about the name; the lock goes with the descriptor, of which a
+    // child that is just being started has a copy until its exec.
+    for (int i = 0; ::flock(directory_fd.get(), LOCK_EX | LOCK_NB) != 0; ++i) {
+        if (i == kLockTries) {
+            return fail(Code::busy, "another process is just opening a socket in {}: try again",
+                        directory);
+        }
+        std::this_thread::sleep_for(kLockPause);
     }
     TRY(check_free(path, final_address));
 
