@@ -158,7 +158,8 @@ class LocalNode final : public Node {
 
     // local_node_recovery.cc
     Task<Result<RecoveryReport>> recover_entry(EntryPtr entry, Loss loss);
-    Task<Result<volume::LossReport>> salvage(Entry& entry, Loss loss);
+    Task<Result<volume::LossReport>> salvage(
+        Entry& entry, Loss loss, std::optional<volume::LossReport> accepted = std::nullopt);
     Task<Result<void>> store_loss(Entry& entry, control::LossRecord record);
 
     // local_node_status.cc

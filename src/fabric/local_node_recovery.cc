@@ -35,12 +35,14 @@ Task<Result<RecoveryReport>> LocalNode::recover_volume(std::string name, Loss lo
 }
 
 // Requires: the entry's lock. One attempt under an epoch of its own.
-Task<Result<volume::LossReport>> LocalNode::salvage(Entry& entry, Loss loss) {
+Task<Result<volume::LossReport>> LocalNode::salvage(Entry& entry, Loss loss,
+                                                    std::optional<volume::LossReport> accepted) {
     CO_TRY_ASSIGN(DeviceSet::Member * home, home_of(entry));
     CO_TRY(co_await claim(entry, *home));
     volume::VolumeParams params = params_of(entry);
     auto on_loss = loss == Loss::accept ? replica::OnLoss::accept : replica::OnLoss::look;
-    co_return co_await volume::Volume::recover(*home->resources, std::move(params), on_loss);
+    co_return co_await volume::Volume::recover(*home->resources, std::move(params), on_loss,
+                                               std::move(accepted));
 }
 
 Task<Result<void>> LocalNode::store_loss(Entry& entry, control::LossRecord record) {
@@ -72,7 +74,7 @@ Task<Result<RecoveryReport>> LocalNode::recover_entry(EntryPtr entry, Loss loss)
     }
     if (entry->open != nullptr) co_await drop_faulted(*entry);
     CO_TRY_ASSIGN(volume::LossReport found, co_await salvage(*entry, Loss::show));
-    report = report_of(std::move(found));
+    report = report_of(found);
     if (report.is_whole) {
         entry->problem.clear();
         entry->is_unreadable = false;
@@ -93,7 +95,7 @@ Task<Result<RecoveryReport>> LocalNode::recover_entry(EntryPtr entry, Loss loss)
     CO_TRY(co_await store_loss(*entry, record));
     LOG_WARN("loss accepted volume={} name={} findings=\"{}\" losses=\"{}\"", entry->record().id,
              name, joined(report.findings), joined(report.losses));
-    CO_TRY_ASSIGN(found, co_await salvage(*entry, Loss::accept));
+    CO_TRY_ASSIGN(found, co_await salvage(*entry, Loss::accept, std::move(found)));
     report = report_of(std::move(found));
     report.is_done = true;
     record.is_done = true;

@@ -543,6 +543,67 @@ TEST_F(FlightTest, AnUnreadableFrameInFlightIsLostAndTheNextIsKept) {
     close(device);
 }
 
+// A boot that ends before the journal has put the damage on record finds it lost again, although
+// its own first frame came to lie where the lost one was.
+TEST_F(FlightTest, ALostEndIsFoundLostAgain) {
+    make();
+    auto device = open();
+    put(*device, write_record(VolumeId(1), Lsn(1), 1, 1));
+    RecordPosition newest = put(*device, write_record(VolumeId(2), Lsn(1), 1, 2));
+    uint64_t place = device->ring().device_offset_of(newest);
+    crash(device);
+    make_unreadable(world, place);
+    for (int boot = 0; boot < 3; ++boot) {
+        device = open();
+        RingRecovery recovery = device->ring().take_recovery();
+        ASSERT_EQ(recovery.lost_frames.size(), 1u) << boot;
+        EXPECT_EQ(recovery.lost_frames[0].sequence, newest.frame_sequence);
+        EXPECT_FALSE(recovery.lost_frames[0].witnesses_known) << "nobody saw what it held";
+        crash(device);
+        disk().clear_faults();
+    }
+}
+
+TEST_F(FlightTest, ASettledFrameLostAtTheEndIsFoundLostAgain) {
+    make();
+    auto device = open();
+    RecordPosition first = put(*device, write_record(VolumeId(1), Lsn(1), 1, 1));
+    RecordPosition second = put(*device, write_record(VolumeId(2), Lsn(1), 1, 2));
+    uint64_t lost = device->ring().device_offset_of(first);
+    uint64_t torn = device->ring().device_offset_of(second);
+    crash(device);
+    disk().corrupt(lost + 8);
+    disk().corrupt(torn + kBlockBytes);
+    for (int boot = 0; boot < 3; ++boot) {
+        device = open();
+        RingRecovery recovery = device->ring().take_recovery();
+        ASSERT_EQ(recovery.lost_frames.size(), 1u) << boot;
+        EXPECT_EQ(recovery.lost_frames[0].sequence, first.frame_sequence);
+        // Only the torn frame could say what was in it, and it is overwritten by the first boot.
+        EXPECT_EQ(recovery.lost_frames[0].witnesses_known, boot == 0);
+        crash(device);
+    }
+}
+
+TEST_F(FlightTest, TwoUnreadableFramesDoNotEndTheLog) {
+    make();
+    auto device = open();
+    RecordPosition settled = put(*device, write_record(VolumeId(3), Lsn(1), 1, 3));
+    uint64_t before = device->ring().device_offset_of(settled);
+    auto places = put_two(*device);
+    crash(device);
+    make_unreadable(world, before);
+    make_unreadable(world, places[0]);
+    device = open();
+    RingRecovery recovery = device->ring().take_recovery();
+    EXPECT_EQ(recovery.lost_frames.size(), 2u);
+    ASSERT_EQ(recovery.records.size(), 1u);
+    EXPECT_EQ(recovery.records[0].record.volume, VolumeId(2));
+    EXPECT_FALSE(device->report().torn_tail);
+    disk().clear_faults();
+    close(device);
+}
+
 TEST_F(FlightTest, AFailedWriteFailsWhatIsInFlightBehindIt) {
     make();
     auto device = open();

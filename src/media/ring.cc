@@ -218,7 +218,9 @@ bool Ring::can_begin_frame() const {
     if (queue_.empty()) return false;
     if (in_flight_.empty()) return true;
     uint64_t flying = head_ - in_flight_.front().log_begin;
-    return !device_.is_failed() && flying + limits::kFrameBytesMax <= kFlightBytesMax;
+    uint64_t left = ring_bytes_ - head_ % ring_bytes_;
+    uint64_t padding = left < limits::kFrameBytesMax ? left : 0;
+    return !device_.is_failed() && flying + padding + limits::kFrameBytesMax <= kFlightBytesMax;
 }
 
 // Wakes one lane when there is something to do for it and none is waking yet: so what is submitted
@@ -515,7 +517,15 @@ void Ring::adopt(RingScan& scan) {
         }
         found.records.clear();
     }
+    // A lost end keeps its place, too, and the next frame says that nobody knows what it held: a
+    // boot that ends before the damage is on record finds it lost again.
+    uint64_t next_before = sequence_next_;
     skip_lost(scan.settled_sequence() + 1);
+    skip_lost(scan.lost_end_sequence() + 1);
+    if (sequence_next_ != next_before) {
+        begin_witnesses();
+        witnesses_complete_ = false;
+    }
     settled_sequence_ = sequence_next_ - 1;
     CHECK(used_bytes() <= ring_bytes_);
 }

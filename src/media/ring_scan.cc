@@ -10,6 +10,8 @@ namespace {
 
 constexpr uint64_t kWindowBytes = 8 * kMiB;
 static_assert(kWindowBytes > limits::kFrameBytesMax);
+// What frames of which nothing can be read may take, those in flight and the one before them.
+constexpr uint64_t kGapBytesMax = 4 * limits::kFrameBytesMax;
 
 }  // namespace
 
@@ -183,7 +185,10 @@ RingScan::Missing RingScan::look_at_missing(const Frame* before, uint64_t sequen
         if (broken.sequence != sequence || is_given_up) continue;
         return {broken.place, true, is_unreadable(broken.place, broken.bytes)};
     }
-    if (before != nullptr && before->header.sequence + 1 != sequence) return {};
+    if (before != nullptr && before->header.sequence + 1 != sequence) {
+        // Where it began is not known; what cannot be read behind the last that is whole may be it.
+        return look_behind_gap(before->header);
+    }
     // It began right behind the one before, or at the start where it did not fit.
     uint64_t head = before == nullptr ? 0 : before->header.log_offset + before->header.bytes();
     uint64_t place = head % ring_bytes_;
@@ -191,6 +196,15 @@ RingScan::Missing RingScan::look_at_missing(const Frame* before, uint64_t sequen
     bool may_wrap = ring_bytes_ - place < limits::kFrameBytesMax;
     if (may_wrap && is_unreadable(0, kBlockBytes)) return {0, false, true};
     return {place, false, false};
+}
+
+RingScan::Missing RingScan::look_behind_gap(const format::FrameHeader& before) const {
+    uint64_t head = before.log_offset + before.bytes();
+    for (uint64_t offset : unreadable_) {
+        uint64_t behind = (offset - ring_offset_ + ring_bytes_ - head % ring_bytes_) % ring_bytes_;
+        if (behind < kGapBytesMax) return {offset - ring_offset_, false, true};
+    }
+    return {};
 }
 
 Result<void> RingScan::resolve() {
@@ -220,7 +234,7 @@ Result<void> RingScan::find_lost() {
         bool is_adjacent = header.log_offset == log_offset ||
                            header.log_offset == round_up(log_offset, ring_bytes_);
         bool is_behind =
-            header.log_offset > log_offset && header.log_offset - tail_log_offset_ <= ring_bytes_;
+            header.log_offset >= log_offset && header.log_offset - tail_log_offset_ <= ring_bytes_;
         if (header.sequence == sequence ? !is_adjacent : !is_behind) {
             return fail(Code::corrupt,
                         "{}: the journal contradicts itself: frame {} lies at log offset {} where "

@@ -38,6 +38,8 @@ class RingScan {
     const std::vector<LostFrame>& lost() const { return lost_; }
     // Up to here every frame was durable, whether it can be read now or not.
     uint64_t settled_sequence() const { return settled_sequence_; }
+    // Of the frame behind the newest that the device cannot read; 0: there is none.
+    uint64_t lost_end_sequence() const { return lost_end_ ? lost_end_->sequence : 0; }
     uint64_t tail_sequence() const { return tail_sequence_; }
     uint64_t tail_log_offset() const { return tail_log_offset_; }
     bool torn_tail() const { return torn_tail_; }
@@ -71,6 +73,7 @@ class RingScan {
         bool has_begun = false;      // its header is there
         bool is_unreadable = false;  // the device fails to read it: it may have been acknowledged
     };
+    Missing look_behind_gap(const format::FrameHeader& before) const;
     Missing look_at_missing(const Frame* before, uint64_t sequence) const;
     bool is_unreadable(uint64_t place, uint64_t bytes) const;
     bool is_closed() const;

@@ -56,6 +56,9 @@ struct LogTail {
     Lsn last_lsn;     // of the newest record ever; 0: an empty log
     Lsn drained_lsn;  // the newest of root and seals
     Lsn meta_lsn;     // of the newest root
+    // Of the newest meta record that was there and could not be read any more; 0: none. What it
+    // drained counts in drained_lsn.
+    Lsn lost_meta_lsn;
     // Every record up to here is whole, its payload too, or its LSN is in `voided`, which ascends.
     Lsn settled_lsn;
     std::vector<Lsn> voided;
@@ -72,9 +75,8 @@ class RecordVisitor {
     // An error ends the replay, which returns it.
     virtual Task<Result<void>> on_record(format::Record record) = 0;
     // A record that is known to be there and cannot be read; only of a salvaged log.
-    virtual void on_unreadable(Lsn lsn, const Error& why) {
-        std::ignore = lsn;
-        std::ignore = why;
+    virtual void on_unreadable(Lsn lsn, format::RecordType type, const Error& why) {
+        std::ignore = std::tie(lsn, type, why);
     }
 
   protected:

@@ -330,6 +330,7 @@ LogTail LocalJournal::tail_of(const VolumeState& state) const {
     out.last_lsn = state.last_lsn;
     out.drained_lsn = state.drained_lsn;
     out.meta_lsn = state.meta_lsn;
+    if (state.damage_meta_lsn > state.meta_lsn) out.lost_meta_lsn = state.damage_meta_lsn;
     out.settled_lsn = state.settled_lsn;
     out.voided = state.voided;
     out.root = state.root_body;

@@ -254,9 +254,11 @@ Task<Result<void>> LocalVolumeLog::replay(RecordVisitor& visitor) {
     CO_TRY(check());
     std::vector<media::RecordPosition> positions;
     std::vector<Lsn> lsns;
+    std::vector<format::RecordType> types;
     for (const Retained* entry : state_->in_order()) {
         positions.push_back(entry->position);
         lsns.push_back(entry->lsn);
+        types.push_back(entry->type);
     }
     for (size_t begin = 0; begin < positions.size(); begin += kReplayBatch) {
         size_t end = std::min(positions.size(), begin + kReplayBatch);
@@ -266,7 +268,7 @@ Task<Result<void>> LocalVolumeLog::replay(RecordVisitor& visitor) {
         for (size_t i = 0; i < records.size(); ++i) {
             CO_TRY(check());
             if (!records[i] && tail_.is_salvaged) {
-                visitor.on_unreadable(lsns[begin + i], records[i].error());
+                visitor.on_unreadable(lsns[begin + i], types[begin + i], records[i].error());
                 continue;
             }
             if (!records[i]) co_return fail(std::move(records[i]).error());

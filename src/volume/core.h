@@ -214,6 +214,7 @@ struct VolumeCore {
     // ---- salvage.cc ----
     std::unique_ptr<Salvage> salvage;  // only in Volume::recover()
     Task<Result<void>> start_salvage(replica::OnLoss on_loss);
+    Task<Result<void>> name_unplaced_segments(const replica::LogTail& tail);
     Task<Result<void>> finish_salvage();
     Task<Result<void>> load_map(RootRef ref);
     void make_map();

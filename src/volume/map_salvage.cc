@@ -54,7 +54,9 @@ Task<Result<void>> MapSalvage::scan_segment(SegmentId id, uint64_t bytes) {
                 read = co_await map_.store_.read(id, at + i, block);
                 if (read) break;
             }
-            if (!read) std::memset(block.data(), 0, block.size());
+            if (read) continue;
+            std::memset(block.data(), 0, block.size());
+            unknown_.emplace(id, at + i);
         }
     }
     walk(id, std::as_const(whole).bytes());
@@ -65,6 +67,9 @@ void MapSalvage::walk(SegmentId id, Bytes bytes) {
     for (uint64_t at = format::kSegmentDataOffset; at + format::kPlaceUnitBytes <= bytes.size();) {
         auto page = format::outline_page(bytes.subspan(at));
         if (!page) {
+            Bytes unit = bytes.subspan(at, format::kPlaceUnitBytes);
+            if (std::ranges::any_of(unit, [](std::byte b) { return b != std::byte{}; }))
+                unknown_.emplace(id, round_down(at, kBlockBytes));
             at += format::kPlaceUnitBytes;
             continue;
         }
@@ -75,6 +80,25 @@ void MapSalvage::walk(SegmentId id, Bytes bytes) {
         }
         at += page->bytes;
     }
+}
+
+// A page that is known to be lost explains its blocks.
+void MapSalvage::explain(SegmentId id, uint64_t offset, uint64_t bytes) {
+    for (uint64_t at = round_down(offset, kBlockBytes); at < offset + bytes; at += kBlockBytes)
+        explained_.emplace(id, at);
+}
+
+void MapSalvage::explain(const PageSlot& slot) {
+    const SegmentEntry* entry = map_.segments_.find(slot.place.segment_index());
+    if (entry != nullptr) explain(entry->id, slot.place.offset_bytes(), slot.place.length_bytes());
+}
+
+// Bytes of a map segment that the map uses, which are no page that can be read, and no page that is
+// known to be lost: they may have been the newest of a leaf.
+bool MapSalvage::has_unknown_bytes() const {
+    return std::ranges::any_of(unknown_, [this](const auto& place) {
+        return !explained_.contains(place) && index_of(place.first).has_value();
+    });
 }
 
 std::optional<uint32_t> MapSalvage::index_of(SegmentId id) const {
@@ -101,6 +125,7 @@ Task<Result<RootPage>> MapSalvage::find_root(RootRef ref, RootPage from_record) 
     if (root || !is_damage(root.error().code())) co_return root;
     PROBE("map_salvage.root");
     root_lost_ = true;
+    explain(ref.segment, uint64_t{ref.offset_units} * format::kPlaceUnitBytes, ref.bytes);
     findings_.push_back(root.error().message());
     CO_TRY(co_await scan());
     CO_TRY(co_await rebuild_root(ref, &from_record));
@@ -183,6 +208,7 @@ Task<Result<void>> MapSalvage::load_tables(const RootPage& root) {
         CO_TRY(map_.segments_.restore(child.key, {}, child.slot));
         map_.segments_.pages_[child.key].dirty = true;
         lost_tables_.insert(child.key);
+        explain(child.slot);
     }
     co_return Result<void>{};
 }
@@ -204,6 +230,7 @@ Task<Result<void>> MapSalvage::load_interiors(const RootPage& root) {
         map_.interiors_[child.key]->page = child.slot;
         map_.interiors_[child.key]->page_dirty = true;
         lost_interiors_.insert(child.key);
+        explain(child.slot);
         find_leaves(child.key);
     }
     co_return Result<void>{};
@@ -373,15 +400,18 @@ Task<Result<void>> MapSalvage::prove() {
         if (named > entry->live_count)
             table.count_live(index, static_cast<int64_t>(named - entry->live_count));
     }
-    if (short_by != 0 && root_lost_) {
+    // A leaf that cannot be read and an old one in the place of another may make up for each other.
+    const bool is_doubtful = unread_leaves_ != 0 || has_unknown_bytes();
+    if ((short_by != 0 || is_doubtful) && root_lost_) {
         co_return fail(Code::unavailable,
-                       "volume {}: its map cannot be put together: pages that say where {} blocks "
-                       "lie are missing; restore a backup",
+                       "volume {}: its map cannot be put together: pages that say where blocks lie "
+                       "are missing ({} blocks at least); restore a backup",
                        map_.identity_.volume, short_by);
     }
     if (!disproven_.empty()) CO_TRY(co_await read_leaves());
     // Leaves are missing, and older ones may stand in for them: nothing there is proven.
-    if (short_by != 0) {
+    if (short_by != 0 || is_doubtful) {
+        if (is_doubtful && !lost_interiors_.empty()) PROBE("map_salvage.doubtful");
         map_.orphan_count_max_ += short_by;
         for (uint64_t key : lost_interiors_) {
             const uint64_t first = key * BlockMap::kInteriorBlocks;

@@ -68,6 +68,9 @@ class MapSalvage {
     void count_leaf(uint64_t leaf_index, std::span<const LeafItem> items);
     bool is_let_go(uint64_t leaf_index, std::span<const LeafItem> items) const;
     void let_go(uint64_t leaf_index);
+    void explain(SegmentId id, uint64_t offset, uint64_t bytes);
+    void explain(const PageSlot& slot);
+    bool has_unknown_bytes() const;
     std::optional<uint32_t> index_of(SegmentId id) const;
 
     BlockMap& map_;
@@ -79,6 +82,9 @@ class MapSalvage {
     std::set<uint64_t> lost_interiors_;
     std::set<uint32_t> lost_tables_;
     uint64_t unread_leaves_ = 0;
+    // Blocks: what the scan could make nothing of, and what lost pages explain.
+    std::set<std::pair<SegmentId, uint64_t>> unknown_;
+    std::set<std::pair<SegmentId, uint64_t>> explained_;
     std::map<uint32_t, uint64_t> counts_;  // entries per data segment, as the leaves say
     std::map<uint32_t, Missing> missing_;
     // Segments whose counts do not agree. Their entries in leaves that the counts would have to

@@ -18,9 +18,10 @@ class Replay final : public replica::RecordVisitor {
         if (core_.salvage) return salvage(std::move(record));
         return core_.replay_record(std::move(record));
     }
-    void on_unreadable(Lsn lsn, const Error& why) override {
-        std::ignore = lsn;
+    void on_unreadable(Lsn lsn, RecordType type, const Error& why) override {
         core_.salvage->find(why.message());
+        if (format::is_meta(type)) core_.salvage->lose_meta(lsn);
+        if (format::is_data(type)) core_.salvage->cut_behind(core_.salvage->before(lsn));
     }
 
   private:

@@ -38,8 +38,7 @@ void Salvage::cut_behind(Lsn lsn) {
 
 bool Salvage::admits(const Record& record, const replica::LogTail& tail) {
     if (record.prev_data_lsn > std::max(tail.drained_lsn, last_data_)) cut_behind(last_taken_);
-    if (record.prev_meta_lsn > std::max(tail.meta_lsn, last_meta_))
-        lost_meta_ = record.prev_meta_lsn;
+    if (record.prev_meta_lsn > std::max(tail.meta_lsn, last_meta_)) lose_meta(record.prev_meta_lsn);
     if (format::is_meta(record.type)) last_meta_ = record.lsn;
     prev_data_of_seal = record.prev_data_lsn;
     if (!format::is_data(record.type)) return true;
@@ -55,10 +54,9 @@ bool Salvage::admits(const Record& record, const replica::LogTail& tail) {
 }
 
 void Salvage::sum_up(const replica::LogTail& tail) {
-    if (tail.outcome == replica::LogOutcome::complete && !cut_) return;
-    Lsn last = std::max({cut_.value_or(last_taken_), tail.drained_lsn});
+    if (!is_cut(tail)) return;
     std::string what = fmt::format(
-        "the newest writes: the volume goes back to what it was after its record {}", last);
+        "the newest writes: the volume goes back to what it was after its record {}", last(tail));
     if (report_.dropped_records != 0) {
         what += fmt::format(
             "; {} later records of {} blocks can be read, but follow one that cannot and are "
@@ -70,53 +68,6 @@ void Salvage::sum_up(const replica::LogTail& tail) {
         "the last moment before the crash where nothing readable follows it";
     report_.losses.push_back(std::move(what));
 }
-
-// ---- a whole volume ----
-
-Task<Result<void>> VolumeCore::start_salvage(replica::OnLoss on_loss) {
-    salvage = std::make_unique<Salvage>(on_loss);
-    replica::OpenRequest request{.volume = params.id,
-                                 .lineage = params.lineage,
-                                 .epoch = params.epoch,
-                                 .token = params.token,
-                                 .recorded = params.recorded,
-                                 .on_loss = on_loss};
-    CO_TRY_ASSIGN(log, co_await resources.journal.open(std::move(request)));
-    const replica::LogTail& tail = log->tail();
-    if (tail.outcome != replica::LogOutcome::complete) {
-        if (!tail.is_salvaged) co_return fail(unproven(tail));
-        salvage->find(tail.reason);
-    }
-    if (tail.root) salvage->drained_before = tail.root->drained_lsn;
-    CO_TRY(co_await replay());
-    if (salvage->lost_meta()) {
-        co_return fail(Code::unavailable,
-                       "volume {}: the journal lost the record at LSN {}, which said where drained "
-                       "data lie; they cannot be put together again without it: restore a backup",
-                       params.id, salvage->lost_meta());
-    }
-    if (auto settled = co_await map->settle_unread(); !settled) {
-        salvage->find(settled.error().message());
-        const uint64_t lost = map->lose_unread();
-        salvage->lose(fmt::format("{} blocks of map leaves that cannot be read", lost));
-    }
-    salvage->sum_up(tail);
-    salvage->count_lost(map->lost_count());
-    co_return Result<void>{};
-}
-
-// The root that this ends with is what makes the loss final, and the log whole again.
-Task<Result<void>> VolumeCore::finish_salvage() {
-    torn_references.clear();
-    CO_TRY(co_await drain());
-    meta_lsn = std::max(meta_lsn, applied_lsn);
-    CO_TRY(co_await checkpoint());
-    LOG_WARN("volume recovered with what could be read volume={} epoch={} lost_blocks={}",
-             params.id, params.epoch, map->lost_count());
-    co_return Result<void>{};
-}
-
-// ---- the map ----
 
 namespace {
 
@@ -137,6 +88,79 @@ Task<std::vector<FoundSegment>> find_segments(VolumeCore& core, Lsn sealed_lsn) 
 }
 
 }  // namespace
+
+// ---- a whole volume ----
+
+Task<Result<void>> VolumeCore::start_salvage(replica::OnLoss on_loss) {
+    salvage = std::make_unique<Salvage>(on_loss);
+    replica::OpenRequest request{.volume = params.id,
+                                 .lineage = params.lineage,
+                                 .epoch = params.epoch,
+                                 .token = params.token,
+                                 .recorded = params.recorded,
+                                 .on_loss = on_loss};
+    CO_TRY_ASSIGN(log, co_await resources.journal.open(std::move(request)));
+    const replica::LogTail& tail = log->tail();
+    if (tail.outcome != replica::LogOutcome::complete) {
+        if (!tail.is_salvaged) co_return fail(unproven(tail));
+        salvage->find(tail.reason);
+    }
+    if (tail.root) salvage->drained_before = tail.root->drained_lsn;
+    CO_TRY(co_await replay());
+    if (tail.lost_meta_lsn) salvage->lose_meta(tail.lost_meta_lsn);
+    if (salvage->lost_meta()) {
+        co_return fail(Code::unavailable,
+                       "volume {}: the journal lost the record at LSN {}, which said where drained "
+                       "data lie; they cannot be put together again without it: restore a backup",
+                       params.id, salvage->lost_meta());
+    }
+    if (auto settled = co_await map->settle_unread(); !settled) {
+        salvage->find(settled.error().message());
+        const uint64_t lost = map->lose_unread();
+        salvage->lose(fmt::format("{} blocks of map leaves that cannot be read", lost));
+    }
+    salvage->sum_up(tail);
+    if (salvage->is_cut(tail)) CO_TRY(co_await name_unplaced_segments(tail));
+    salvage->count_lost(map->lost_count());
+    co_return Result<void>{};
+}
+
+// A drain's record may have been in what the journal lost: then its segments are there, and nothing
+// says any more that they count.
+Task<Result<void>> VolumeCore::name_unplaced_segments(const replica::LogTail& tail) {
+    const Lsn last = salvage->last(tail);
+    uint64_t segment_count = 0;
+    uint64_t block_count = 0;
+    Lsn newest;
+    std::vector<FoundSegment> found = co_await find_segments(*this, tail.meta_lsn);
+    for (const FoundSegment& segment : found) {
+        if (segment.entry.age_lsn <= last) continue;
+        ++segment_count;
+        block_count += segment.entry.block_count;
+        newest = std::max(newest, segment.entry.age_lsn);
+    }
+    if (segment_count == 0) co_return Result<void>{};
+    salvage->lose(
+        fmt::format("more than the last moment: {} segments with {} blocks of writes up to record "
+                    "{} lie on the "
+                    "devices, but no record that can be read says that they were drained; going on "
+                    "gives them up",
+                    segment_count, block_count, newest));
+    co_return Result<void>{};
+}
+
+// The root that this ends with is what makes the loss final, and the log whole again.
+Task<Result<void>> VolumeCore::finish_salvage() {
+    torn_references.clear();
+    CO_TRY(co_await drain());
+    meta_lsn = std::max(meta_lsn, applied_lsn);
+    CO_TRY(co_await checkpoint());
+    LOG_WARN("volume recovered with what could be read volume={} epoch={} lost_blocks={}",
+             params.id, params.epoch, map->lost_count());
+    co_return Result<void>{};
+}
+
+// ---- the map ----
 
 Task<Result<void>> VolumeCore::salvage_map(RootRef ref, const Error& why) {
     const format::RootBody& body = *log->tail().root;

@@ -23,6 +23,11 @@ class Salvage {
     void find(std::string what) { report_.findings.push_back(std::move(what)); }
     void lose(std::string what) { report_.losses.push_back(std::move(what)); }
     void count_lost(uint64_t blocks) { report_.lost_blocks = blocks; }
+    bool is_worse_than(const LossReport& shown) const {
+        return report_.lost_blocks > shown.lost_blocks ||
+               report_.dropped_blocks > shown.dropped_blocks ||
+               report_.losses.size() > shown.losses.size();
+    }
     LossReport take_report() { return std::move(report_); }
 
     // Whether the replay takes this record: data only before the first hole. Each record names the
@@ -30,6 +35,14 @@ class Salvage {
     bool admits(const format::Record& record, const replica::LogTail& tail);
     // A meta record that nobody can read: what it said is not known. 0: none is missing.
     Lsn lost_meta() const { return lost_meta_; }
+    void lose_meta(Lsn lsn) { lost_meta_ = std::max(lost_meta_, lsn); }
+    // The last data record that is taken.
+    Lsn last(const replica::LogTail& tail) const {
+        return std::max({cut_.value_or(last_taken_), tail.drained_lsn});
+    }
+    bool is_cut(const replica::LogTail& tail) const {
+        return tail.outcome != replica::LogOutcome::complete || cut_;
+    }
     // The newest data record below this one that was taken.
     Lsn before(Lsn lsn) const { return last_taken_ < lsn ? last_taken_ : before_last_; }
     // Nothing behind this data record counts.

@@ -267,11 +267,17 @@ Task<Result<std::unique_ptr<Volume>>> Volume::open(Resources& resources, VolumeP
 }
 
 Task<Result<LossReport>> Volume::recover(Resources& resources, VolumeParams params,
-                                         replica::OnLoss on_loss) {
+                                         replica::OnLoss on_loss,
+                                         std::optional<LossReport> accepted) {
     CO_TRY(check_params(params));
     CHECK(on_loss != replica::OnLoss::refuse);
     auto core = std::make_unique<VolumeCore>(resources, params);
     auto outcome = co_await core->start_salvage(on_loss);
+    if (outcome && accepted && core->salvage->is_worse_than(*accepted)) {
+        outcome = fail(Code::busy,
+                       "volume {}: more is lost now than was shown a moment before; look again",
+                       params.id);
+    }
     if (outcome && on_loss == replica::OnLoss::accept) outcome = co_await core->finish_salvage();
     LossReport report = core->salvage->take_report();
     if (!outcome && !core->fault.has_value()) core->fault = outcome.error();

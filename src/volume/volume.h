@@ -118,8 +118,11 @@ class Volume final : public BlockDevice {
     // What is lost never reads as if it were right: lost blocks read as errors until they are
     // written or trimmed; of the journal the volume keeps what is before the first hole.
     // Errors: unavailable (not a matter of damage, or nothing can be saved: says why), as open().
-    static runtime::Task<Result<LossReport>> recover(Resources& resources, VolumeParams params,
-                                                     replica::OnLoss on_loss);
+    // `accepted`: what was shown to whoever accepts; when more is lost by now, it is refused
+    // (busy).
+    static runtime::Task<Result<LossReport>> recover(
+        Resources& resources, VolumeParams params, replica::OnLoss on_loss,
+        std::optional<LossReport> accepted = std::nullopt);
     // Frees every segment and the log of a volume that is not open; of an open one after stop().
     // Works on a full device; idempotent (a repeat finds nothing).
     // Errors: busy (somebody still reads a segment; nobody else frees it after a power cut, so call
