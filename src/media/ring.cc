@@ -343,7 +343,7 @@ void Ring::begin_frame(Batch& batch, const format::FrameHeader& header) {
     begin_witnesses();
     for (Pending& pending : batch.records) {
         add_witness(pending.record);
-        // The frame is accounted for now; what was set aside for it is not needed beside it.
+        // The frame counts as used itself; what was set aside for it is not needed beside it.
         admitted_bytes_ -= pending.admission.bytes_;
         pending.admission.ring_ = nullptr;
     }

@@ -163,7 +163,6 @@ void RingScan::end_at(size_t index, uint64_t sequence) {
         torn_ = std::move(frames_[index]);
     } else {
         const bool is_behind_gap = index < frames_.size();
-        if (is_behind_gap) PROBE("media.ring.whole_behind_torn");
         const Frame* before = index == 0 ? nullptr : &frames_[index - 1];
         Missing missing = look_at_missing(before, sequence);
         bool is_closed_log = !is_behind_gap && is_closed();
@@ -175,7 +174,8 @@ void RingScan::end_at(size_t index, uint64_t sequence) {
             torn_tail_offset_ = ring_offset_ + missing.place;
         }
     }
-    if (index + 1 < frames_.size()) PROBE("media.ring.whole_behind_torn");
+    const size_t torn_count = torn_ ? 1 : 0;
+    if (index + torn_count < frames_.size()) PROBE("media.ring.whole_behind_torn");
     frames_.erase(frames_.begin() + static_cast<ptrdiff_t>(index), frames_.end());
 }
 

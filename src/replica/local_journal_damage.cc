@@ -62,7 +62,7 @@ bool LocalJournal::is_left_to_owner(uint64_t sequence) const {
     return suspect_.sequence == sequence && env_.clock.now() < suspect_.look_again;
 }
 
-// Whether the frame stays where it is for now, because a drain is about to make it needless.
+// Whether the frame stays where it is until a drain, which is about to come, makes it needless.
 bool LocalJournal::leave_to_owner(uint64_t sequence, const IsLost& is_lost) {
     bool is_hurt = false;
     for (const auto& [id, state] : volumes_)

@@ -252,35 +252,32 @@ Task<Result<void>> LocalVolumeLog::replay(RecordVisitor& visitor) {
     while (state_ != nullptr && state_->in_flight != 0)
         co_await state_->idle.wait();
     CO_TRY(check());
-    std::vector<media::RecordPosition> positions;
-    std::vector<Lsn> lsns;
-    std::vector<format::RecordType> types;
-    for (const Retained* entry : state_->in_order()) {
-        positions.push_back(entry->position);
-        lsns.push_back(entry->lsn);
-        types.push_back(entry->type);
-    }
-    for (size_t begin = 0; begin < positions.size(); begin += kReplayBatch) {
-        size_t end = std::min(positions.size(), begin + kReplayBatch);
-        std::vector<media::RecordPosition> batch(positions.begin() + static_cast<ptrdiff_t>(begin),
-                                                 positions.begin() + static_cast<ptrdiff_t>(end));
+    std::vector<Retained> entries;  // copies: the state may change meanwhile
+    for (const Retained* entry : state_->in_order())
+        entries.push_back(*entry);
+    for (size_t begin = 0; begin < entries.size(); begin += kReplayBatch) {
+        size_t end = std::min(entries.size(), begin + kReplayBatch);
+        std::vector<media::RecordPosition> batch;
+        batch.reserve(end - begin);
+        for (size_t i = begin; i < end; ++i)
+            batch.push_back(entries[i].position);
         auto records = co_await journal_->ring_.read_many(std::move(batch));
         for (size_t i = 0; i < records.size(); ++i) {
             CO_TRY(check());
+            const Retained& due = entries[begin + i];
             if (!records[i] && tail_.is_salvaged) {
-                visitor.on_unreadable(lsns[begin + i], types[begin + i], records[i].error());
+                visitor.on_unreadable(due.lsn, due.type, records[i].error());
                 continue;
             }
             if (!records[i]) co_return fail(std::move(records[i]).error());
             Record record = std::move(*records[i]);
-            if (record.volume != volume_ || record.lsn != lsns[begin + i]) {
+            if (record.volume != volume_ || record.lsn != due.lsn) {
                 co_return fail(
                     Code::corrupt,
                     "{} at offset {}: LSN {} of volume {} lies where LSN {} of volume {} "
                     "is due",
-                    journal_->device_.name(),
-                    journal_->ring_.device_offset_of(positions[begin + i]), record.lsn,
-                    record.volume, lsns[begin + i], volume_);
+                    journal_->device_.name(), journal_->ring_.device_offset_of(due.position),
+                    record.lsn, record.volume, due.lsn, volume_);
             }
             CO_TRY(co_await visitor.on_record(std::move(record)));
         }

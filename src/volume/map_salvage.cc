@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/fault.h"
+#include "volume/salvage.h"
 
 namespace peplos::volume {
 
@@ -14,12 +15,7 @@ using runtime::Task;
 
 namespace {
 
-constexpr int kAttempts = 3;
 constexpr uint64_t kPieceBytes = 64 * kKiB;
-
-bool is_damage(Code code) {
-    return code == Code::corrupt || code == Code::io_error || code == Code::not_found;
-}
 
 }  // namespace
 
@@ -50,7 +46,7 @@ Task<Result<void>> MapSalvage::scan_segment(SegmentId id, uint64_t bytes) {
         if (!is_damage(read.error().code())) co_return read;
         for (uint64_t i = 0; i < piece.size(); i += kBlockBytes) {
             Buffer block = piece.slice(i, kBlockBytes);
-            for (int attempt = 0; attempt < kAttempts; ++attempt) {
+            for (int attempt = 0; attempt < kReadAttempts; ++attempt) {
                 read = co_await map_.store_.read(id, at + i, block);
                 if (read) break;
             }
@@ -111,7 +107,7 @@ std::optional<uint32_t> MapSalvage::index_of(SegmentId id) const {
 
 Task<Result<Buffer>> MapSalvage::read_page(const PageSlot& slot) {
     Result<Buffer> page = co_await map_.reader_.read(slot);
-    for (int i = 1; i < kAttempts && !page && is_damage(page.error().code()); ++i)
+    for (int i = 1; i < kReadAttempts && !page && is_damage(page.error().code()); ++i)
         page = co_await map_.reader_.read(slot);
     co_return page;
 }
@@ -120,7 +116,7 @@ Task<Result<Buffer>> MapSalvage::read_page(const PageSlot& slot) {
 
 Task<Result<RootPage>> MapSalvage::find_root(RootRef ref, RootPage from_record) {
     Result<RootPage> root = co_await map_.load_root(ref);
-    for (int i = 1; i < kAttempts && !root && is_damage(root.error().code()); ++i)
+    for (int i = 1; i < kReadAttempts && !root && is_damage(root.error().code()); ++i)
         root = co_await map_.load_root(ref);
     if (root || !is_damage(root.error().code())) co_return root;
     PROBE("map_salvage.root");

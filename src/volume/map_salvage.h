@@ -41,7 +41,6 @@ class MapSalvage {
     runtime::Task<Result<void>> prove();
     const std::vector<ZeroExtent>& losses() const { return losses_; }
     const std::vector<std::string>& findings() const { return findings_; }
-    bool was_root_lost() const { return root_lost_; }
 
   private:
     struct FoundPage {

@@ -17,8 +17,6 @@ using format::SealedSegment;
 
 namespace {
 
-// A device may fail a read and give the same bytes right the next time.
-constexpr int kAttempts = 3;
 // Blocks of which at most one drain may leave unknown which it wrote: 64 GiB. All of them are lost
 // then, and every lost block has an entry.
 constexpr uint64_t kLossBlocksMax = 64 * kGiB / kBlockBytes;
@@ -78,7 +76,7 @@ Task<std::vector<FoundSegment>> find_segments(VolumeCore& core, Lsn sealed_lsn) 
         SegmentHandle handle = core.segments.locate(id);
         if (!handle || handle.pin.info().kind == format::SegmentKind::map) continue;
         auto sealed = co_await read_index(handle);
-        for (int i = 1; i < kAttempts && !sealed; ++i)
+        for (int i = 1; i < kReadAttempts && !sealed; ++i)
             sealed = co_await read_index(handle);
         if (!sealed) continue;
         out.push_back({entry_of(sealed->footer, sealed->footer.entry_count, sealed_lsn),
@@ -206,7 +204,7 @@ Task<Result<void>> VolumeCore::salvage_map(RootRef ref, const Error& why) {
 Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment_patiently(
     Lsn lsn, const SealedSegment& sealed) {
     auto entries = co_await replay_segment(lsn, sealed);
-    for (int i = 1; i < kAttempts && !entries && is_damage(entries.error().code()); ++i)
+    for (int i = 1; i < kReadAttempts && !entries && is_damage(entries.error().code()); ++i)
         entries = co_await replay_segment(lsn, sealed);
     co_return entries;
 }
@@ -264,7 +262,7 @@ Task<Result<void>> VolumeCore::verify_blocks(const SegmentHandle& handle,
     for (SegmentBlock& block : *blocks) {
         block.data = Buffer::allocate(kBlockBytes);
         Result<void> read = fail(Code::not_found, "its segment is gone");
-        for (int i = 0; i < kAttempts && handle; ++i) {
+        for (int i = 0; i < kReadAttempts && handle; ++i) {
             read =
                 co_await handle.store->read(handle.pin, block.old_place.offset_bytes(), block.data);
             if (read && crc32c(std::as_const(block.data).bytes()) == block.crc) break;

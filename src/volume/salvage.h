@@ -9,6 +9,9 @@
 
 namespace peplos::volume {
 
+// A device may fail a read and give the same bytes right the next time.
+inline constexpr int kReadAttempts = 3;
+
 // Bytes that are not what they should be, or that the device does not give.
 constexpr bool is_damage(Code code) {
     return code == Code::corrupt || code == Code::io_error || code == Code::not_found;
