@@ -12,6 +12,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include "swarm/planted.h"
 #include "swarm/run.h"
 
 namespace peplos::app {
@@ -25,12 +26,14 @@ struct Wish {
     uint64_t step = 1;
     double minutes = 0;
     std::string config = "swarm";
+    std::string planted;
     size_t trace_lines = 60;
     bool verbose = false;
 };
 
 std::string replay_command(const Wish& wish, uint64_t seed) {
-    return fmt::format("peplos-sim --seed {} --config {}", seed, wish.config);
+    std::string planted = wish.planted.empty() ? "" : " --plant " + wish.planted;
+    return fmt::format("peplos-sim --seed {} --config {}{}", seed, wish.config, planted);
 }
 
 // What a CHECK that fails in the middle of a run leaves behind: the command that replays it.
@@ -57,6 +60,7 @@ swarm::RunReport run_seed(const Wish& wish, uint64_t seed) {
     prepare_last_words(wish, seed);
     swarm::Trace trace(wish.trace_lines);
     swarm::Plan plan = swarm::draw_plan(wish.config, seed);
+    plan.planted = wish.planted;
     if (wish.verbose) fmt::print("seed {}: {}\n", seed, swarm::describe(plan));
     swarm::RunReport report = swarm::Run(seed, plan, trace).execute();
     if (report.problem.empty()) return report;
@@ -87,7 +91,8 @@ int run_all(const Wish& wish) {
     Wall::time_point begin = Wall::now();
     auto seconds = [begin] { return std::chrono::duration<double>(Wall::now() - begin).count(); };
     uint64_t failed = 0;
-    for (uint64_t seed = wish.seed; failed < 5; seed += wish.step) {
+    uint64_t failed_max = wish.planted.empty() ? 5 : 1;
+    for (uint64_t seed = wish.seed; failed < failed_max; seed += wish.step) {
         bool enough = wish.minutes > 0 ? seconds() >= wish.minutes * 60 : runs >= wish.runs;
         if (enough) break;
         swarm::RunReport report = run_seed(wish, seed);
@@ -120,6 +125,21 @@ int main_with(int argc, char** argv) {
     app.add_option("--config", wish.config, "what is drawn: swarm, crash, calm or disk")
         ->check(CLI::IsMember(names))
         ->capture_default_str();
+    std::vector<std::string> mistakes;
+    for (const swarm::Mistake& mistake : swarm::kMistakes)
+        mistakes.emplace_back(mistake.name);
+    app.add_option("--plant", wish.planted, "make this mistake: it must be found")
+        ->check(CLI::IsMember(mistakes))
+        ->group("Testing the simulator");
+    app.add_flag_callback(
+           "--list-planted",
+           [] {
+               for (const swarm::Mistake& mistake : swarm::kMistakes)
+                   fmt::print("{}\t{}\n", mistake.name, mistake.what);
+               throw CLI::Success();
+           },
+           "print the mistakes that --plant knows")
+        ->group("Testing the simulator");
     app.add_option("--trace", wish.trace_lines, "lines of history that a failure prints");
     app.add_flag("--verbose", wish.verbose, "a line for each seed");
     CLI11_PARSE(app, argc, argv);

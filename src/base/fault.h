@@ -2,7 +2,9 @@
 
 // FAULT("room.name") stands beside a real decision and is true only when a test or the simulator
 // asked for that fault at this moment. PROBE("room.name") records that a rare path ran.
-// Both cost one predictable branch where nobody listens.
+// PLANTED("mechanism.mistake") stands where a mistake would be easy to make, and is true only in a
+// simulator that was told to make it: so it is known that the simulator finds such mistakes.
+// Each costs one predictable branch where nobody listens.
 
 namespace peplos::base {
 
@@ -11,6 +13,7 @@ struct FaultHooks {
     virtual ~FaultHooks() = default;
     virtual bool fault(const char* name) = 0;
     virtual void probe(const char* name) = 0;
+    virtual bool planted(const char* name) = 0;
 };
 
 inline FaultHooks* fault_hooks = nullptr;
@@ -23,3 +26,5 @@ inline FaultHooks* fault_hooks = nullptr;
     do {                                                                                      \
         if (::peplos::base::fault_hooks != nullptr) ::peplos::base::fault_hooks->probe(name); \
     } while (false)
+#define PLANTED(name) \
+    (::peplos::base::fault_hooks != nullptr && ::peplos::base::fault_hooks->planted(name))

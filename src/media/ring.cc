@@ -281,7 +281,8 @@ format::FrameHeader Ring::next_header(const Batch& batch) const {
     header.incarnation = device_.superblock.incarnation;
     header.boot = device_.superblock.boot;
     header.sequence = sequence_next_;
-    header.settled_sequence = settled_sequence_;
+    header.settled_sequence =
+        PLANTED("journal.settles_too_early") ? sequence_next_ - 1 : settled_sequence_;
     header.witnesses = witnesses_;
     header.witnesses_are_complete = witnesses_complete_;
     header.metadata_bytes =
@@ -321,8 +322,11 @@ Task<Result<void>> Ring::write_batch(Batch& batch, Buffer area) {
     std::vector<Buffer> buffers = encode_batch(batch, header, std::move(metadata));
     uint64_t place = ring_offset_ + header.log_offset % ring_bytes_;
     begin_frame(batch, header);
-    Result<void> written = co_await device_.disk->write_vector(place, std::move(buffers),
-                                                               runtime::Durability::durable);
+    runtime::Durability durability = PLANTED("journal.volatile_commit")
+                                         ? runtime::Durability::volatile_
+                                         : runtime::Durability::durable;
+    Result<void> written =
+        co_await device_.disk->write_vector(place, std::move(buffers), durability);
     if (!written) {
         device_.fail_for_good(written.error());
         co_return fail(device_.failure());

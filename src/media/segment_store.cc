@@ -204,7 +204,9 @@ Task<Result<void>> SegmentStore::write_block(uint32_t index) {
     Buffer block = Buffer::copy_of(std::as_bytes(
         std::span(table_).subspan(size_t{index} * kUnitEntriesPerBlock, kUnitEntriesPerBlock)));
     uint64_t offset = device_.superblock.unit_table_offset + uint64_t{index} * kBlockBytes;
-    Result<void> written = co_await device_.disk->write(offset, block, Durability::durable);
+    Durability durability =
+        PLANTED("segments.volatile_entry") ? Durability::volatile_ : Durability::durable;
+    Result<void> written = co_await device_.disk->write(offset, block, durability);
     blocks_[index].is_writing = false;
     if (written) {
         blocks_[index].durable = version;

@@ -33,6 +33,10 @@ class FaultPlan final : public base::FaultHooks {
     void disarm(std::string_view name) {
         if (auto it = armed_.find(name); it != armed_.end()) armed_.erase(it);
     }
+    // The PLANTED of this name is true from now on; one at a time.
+    void plant(std::string name) { planted_ = std::move(name); }
+    // How often it was.
+    uint64_t planted_count() const { return planted_count_; }
     // How often the FAULT of this name was true.
     uint64_t fault_count(std::string_view name) const { return count_in(faults_, name); }
     // How often the PROBE of this name was passed.
@@ -59,6 +63,11 @@ class FaultPlan final : public base::FaultHooks {
         if (it == probes_.end()) it = probes_.emplace(name, 0).first;
         ++it->second;
     }
+    bool planted(const char* name) override {
+        if (planted_.empty() || planted_ != name) return false;
+        ++planted_count_;
+        return true;
+    }
 
   private:
     struct Armed {
@@ -75,6 +84,8 @@ class FaultPlan final : public base::FaultHooks {
     std::map<std::string, Armed, std::less<>> armed_;
     Counts faults_;
     Counts probes_;
+    std::string planted_;
+    uint64_t planted_count_ = 0;
     Random random_;
     base::FaultHooks* outer_;
 };

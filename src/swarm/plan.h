@@ -53,6 +53,8 @@ struct Plan {
     uint32_t slow_permille = 0;
     uint32_t garbled_read_permille = 0;
     control::MemoryStore::Weather store_weather;
+    // A mistake to make, of swarm/planted.h; empty: none.
+    std::string planted;
 
     bool has_disk_errors() const {
         return read_error_permille + write_error_permille + garbled_read_permille != 0;

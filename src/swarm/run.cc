@@ -43,7 +43,9 @@ Run::Run(uint64_t seed, Plan plan, Trace& trace)
       trace_(trace),
       world_(seed, world_options(plan_)),
       random_(seed, kWorkStream),
-      began_(world_.now()) {}
+      began_(world_.now()) {
+    if (!plan_.planted.empty()) world_.faults().plant(plan_.planted);
+}
 
 Run::~Run() {
     // Frames before the objects that they use.
@@ -62,6 +64,8 @@ RunReport Run::execute() {
     report_.counts.events = world_.event_count();
     report_.counts.simulated = world_.now() - began_;
     report_.counts.probes = world_.faults().probes();
+    if (!plan_.planted.empty())
+        report_.counts.probes["planted " + plan_.planted] = world_.faults().planted_count();
     report_.counts.operations = operation_count();
     return report_;
 }

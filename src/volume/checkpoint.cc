@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/fault.h"
 #include "base/log.h"
 
 namespace peplos::volume {
@@ -442,7 +443,7 @@ Task<Result<RootRef>> Checkpoint::write() {
     CO_TRY(co_await write_interiors());
     CO_TRY(co_await write_segments());
     CO_TRY(co_await write_root());
-    CO_TRY(co_await map_.store_.sync());
+    if (!PLANTED("checkpoint.root_before_pages")) CO_TRY(co_await map_.store_.sync());
     co_return root_;
 }
 

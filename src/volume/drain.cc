@@ -265,7 +265,8 @@ Task<Result<void>> Drain::index_large() {
 
 Task<Result<void>> Drain::make_durable() {
     // Payload and index of large writes are durable as they are written.
-    if (!written_.empty()) CO_TRY(co_await core_.segments.sync_all());
+    bool is_synced = written_.empty() || PLANTED("drain.seals_before_sync");
+    if (!is_synced) CO_TRY(co_await core_.segments.sync_all());
     for (Output& output : outputs_)
         CO_TRY(co_await seal_segment(output.segment));
     co_return Result<void>{};
@@ -274,7 +275,7 @@ Task<Result<void>> Drain::make_durable() {
 Task<Result<void>> Drain::seal() {
     const OverlayGeneration& frozen = core_.overlay.frozen();
     format::SealBody body;
-    body.drained_lsn = frozen.last_lsn;
+    body.drained_lsn = PLANTED("drain.claims_too_much") ? core_.applied_lsn : frozen.last_lsn;
     for (const Output& output : outputs_) {
         body.segments.push_back({.id = output.segment.handle.id(),
                                  .index = output.index,
@@ -284,6 +285,7 @@ Task<Result<void>> Drain::seal() {
     }
     std::vector<ZeroExtent> zeros;
     for (auto [first, end] : frozen.zeros.ranges()) {
+        if (PLANTED("trim.is_not_sealed")) break;
         body.zeros.push_back({Lba(first), end - first});
         zeros.push_back({Lba(first), end - first});
     }

@@ -115,7 +115,7 @@ Task<Result<void>> VolumeCore::replay_record(Record record) {
         if (record.type == RecordType::write_ref) {
             co_return co_await replay_write_ref(std::move(record));
         }
-        if (record.type == RecordType::zero) {
+        if (record.type == RecordType::zero && !PLANTED("recovery.skips_trims")) {
             overlay.put_zero(record.lba.value, record.block_count);
         }
         co_return Result<void>{};
@@ -204,7 +204,7 @@ Task<Result<void>> VolumeCore::replay_write_ref(Record record) {
     if (record.lsn > tail.settled_lsn) {
         found_unsettled = true;
         CO_TRY_ASSIGN(bool is_whole, co_await is_reference_whole(record));
-        if (!is_whole) {
+        if (!is_whole && !PLANTED("recovery.believes_torn_reference")) {
             PROBE("volume.replay.torn_reference");
             torn_references.push_back(record.lsn);
             co_return Result<void>{};

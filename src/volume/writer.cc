@@ -516,8 +516,10 @@ Task<Result<void>> VolumeCore::write_large(Lba lba, Buffer data) {
         background.spawn(resources.env.executor, open_ahead());
     }
     std::vector<Buffer> from{std::move(data)};
-    auto written = co_await handle.store->write_vector(handle.pin, offset, std::move(from),
-                                                       Durability::durable);
+    Durability durability =
+        PLANTED("write.volatile_payload") ? Durability::volatile_ : Durability::durable;
+    auto written =
+        co_await handle.store->write_vector(handle.pin, offset, std::move(from), durability);
     if (!written) co_return co_await complete(lsn, std::move(written));
     Result<void> outcome = co_await log->wait(std::move(ticket));
     co_return co_await complete(lsn, std::move(outcome));
@@ -672,7 +674,10 @@ Task<Result<void>> VolumeCore::grow(uint64_t size_bytes) {
     if (size_bytes == this->size_bytes()) co_return Result<void>{};
     Record record = make_record(RecordType::resize, Lba(0), 0);
     record.body = format::ResizeBody{size_bytes / kBlockBytes};
-    CO_TRY_ASSIGN(Lsn lsn, co_await append_meta(std::move(record)));
+    Lsn lsn = meta_lsn;
+    if (!PLANTED("grow.is_not_journaled")) {
+        CO_TRY_ASSIGN(lsn, co_await append_meta(std::move(record)));
+    }
     meta_lsn = std::max(meta_lsn, lsn);
     map->grow(lsn, size_bytes / kBlockBytes);
     co_return Result<void>{};
