@@ -8,10 +8,12 @@
 #include <cstdio>
 #include <cstring>
 #include <fmt/format.h>
+#include <set>
 #include <spdlog/sinks/ringbuffer_sink.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include "base/fault.h"
 #include "swarm/planted.h"
 #include "swarm/run.h"
 
@@ -74,15 +76,32 @@ swarm::RunReport run_seed(const Wish& wish, uint64_t seed) {
     return report;
 }
 
+// Rare paths and decisions that no run came to: what the simulator does not try.
+void print_never_reached(const swarm::RunCounts& totals) {
+    std::set<std::string_view> never;
+    for (const base::Site* site = base::sites_begin; site != base::sites_end; ++site) {
+        if (site->kind == base::SiteKind::planted) continue;
+        bool is_probe = site->kind == base::SiteKind::probe;
+        const auto& reached = is_probe ? totals.probes : totals.passes;
+        if (!reached.contains(std::string_view(site->name))) never.insert(site->name);
+    }
+    for (std::string_view name : never)
+        fmt::print("  never reached: {}\n", name);
+}
+
 void print_totals(const swarm::RunCounts& totals, uint64_t runs, double seconds) {
     fmt::print(
-        "{} runs, {} events, {} operations checked, {} stops, {} kills, {} power losses, {} disk "
-        "faults; {:.0f} s simulated in {:.0f} s, {:.0f} runs an hour\n",
+        "{} runs, {} events, {} operations checked, {} stops, {} kills, {} power losses, {} starts "
+        "cut off, {} disk faults; {:.0f} s simulated in {:.0f} s, {:.0f} runs an hour\n",
         runs, totals.events, totals.operations, totals.stops, totals.kills, totals.power_losses,
-        totals.disk_faults, std::chrono::duration<double>(totals.simulated).count(), seconds,
+        totals.cut_starts, totals.disk_faults,
+        std::chrono::duration<double>(totals.simulated).count(), seconds,
         seconds > 0 ? static_cast<double>(runs) * 3600 / seconds : 0);
     for (const auto& [name, count] : totals.probes)
         fmt::print("  probe {} {}\n", name, count);
+    for (const auto& [name, count] : totals.passes)
+        fmt::print("  fault site {} {}\n", name, count);
+    print_never_reached(totals);
 }
 
 int run_all(const Wish& wish) {

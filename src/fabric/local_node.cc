@@ -1,5 +1,6 @@
 #include "fabric/local_node.h"
 
+#include "base/fault.h"
 #include "base/log.h"
 
 namespace peplos::fabric {
@@ -138,7 +139,7 @@ Task<void> LocalNode::resume_attached() {
             LOG_ERROR("attached volumes not found why=\"{}\"", found.error().text());
             co_return;
         }
-        surviving = std::move(*found);
+        if (!PLANTED("attach.forgets_survivors")) surviving = std::move(*found);
     }
     std::vector<VolumeId> resumed_none;
     for (VolumeId id : surviving) {

@@ -205,7 +205,6 @@ Task<Result<Lsn>> LocalVolumeLog::append(Record record) {
 
 void LocalVolumeLog::trim(Lsn drained_lsn, Lsn meta_lsn) {
     if (state_ == nullptr) return;
-    if (PLANTED("journal.lets_go_too_much")) drained_lsn = Lsn(drained_lsn.value + 1);
     state_->trimmed_drained_lsn = std::max(state_->trimmed_drained_lsn, drained_lsn);
     state_->trimmed_meta_lsn = std::max(state_->trimmed_meta_lsn, meta_lsn);
     journal_->trim(*state_);

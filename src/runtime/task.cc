@@ -9,6 +9,7 @@
 namespace peplos::runtime {
 
 void spawn(Executor executor, Task<void> task) {
+    if (executor_of_task != nullptr) executor = executor_of_task(executor);
     asio::post(executor, [executor, task = std::move(task)]() mutable {
         auto run = [](Task<void> inner) -> Task<void> {
             co_await asio::this_coro::throw_if_cancelled(false);

@@ -33,6 +33,10 @@ inline constexpr asio::use_awaitable_t<Executor> kUseTask{};
 // Gate.
 void spawn(Executor executor, Task<void> task);
 
+// Set by the simulator; null in production. Gives each task that is spawned an executor of its own,
+// over that of the spawner.
+inline Executor (*executor_of_task)(const Executor& spawner) = nullptr;
+
 // The executor that the calling task runs on.
 inline Task<Executor> this_executor() {
     co_return co_await asio::this_coro::executor;

@@ -42,8 +42,12 @@ class FaultPlan final : public base::FaultHooks {
     // How often the PROBE of this name was passed.
     uint64_t probe_count(std::string_view name) const { return count_in(probes_, name); }
     const std::map<std::string, uint64_t, std::less<>>& probes() const { return probes_; }
+    // Every FAULT that was passed, and how often.
+    const std::map<std::string, uint64_t, std::less<>>& passes() const { return passes_; }
+    const std::map<std::string, uint64_t, std::less<>>& faults() const { return faults_; }
 
     bool fault(const char* name) override {
+        ++count_for(passes_, name);
         if (armed_.empty()) return false;
         auto it = armed_.find(std::string_view(name));
         if (it == armed_.end()) return false;
@@ -58,11 +62,7 @@ class FaultPlan final : public base::FaultHooks {
         ++faults_[name];
         return true;
     }
-    void probe(const char* name) override {
-        auto it = probes_.find(std::string_view(name));
-        if (it == probes_.end()) it = probes_.emplace(name, 0).first;
-        ++it->second;
-    }
+    void probe(const char* name) override { ++count_for(probes_, name); }
     bool planted(const char* name) override {
         if (planted_.empty() || planted_ != name) return false;
         ++planted_count_;
@@ -76,6 +76,11 @@ class FaultPlan final : public base::FaultHooks {
         uint32_t permille;
     };
     using Counts = std::map<std::string, uint64_t, std::less<>>;
+    static uint64_t& count_for(Counts& counts, const char* name) {
+        auto it = counts.find(std::string_view(name));
+        if (it == counts.end()) it = counts.emplace(name, 0).first;
+        return it->second;
+    }
     static uint64_t count_in(const Counts& counts, std::string_view name) {
         auto it = counts.find(name);
         return it == counts.end() ? 0 : it->second;
@@ -83,6 +88,7 @@ class FaultPlan final : public base::FaultHooks {
 
     std::map<std::string, Armed, std::less<>> armed_;
     Counts faults_;
+    Counts passes_;  // of a FAULT, true or not
     Counts probes_;
     std::string planted_;
     uint64_t planted_count_ = 0;

@@ -1,5 +1,7 @@
 #include "sim/process.h"
 
+#include <algorithm>
+
 #include "sim/world.h"
 
 namespace peplos::sim {
@@ -17,11 +19,30 @@ Process::Process(World* world, uint32_t number, std::string name)
 Process::~Process() = default;
 
 Executor Process::executor() {
-    return ProcessExecutor(this);
+    return ProcessExecutor(this, 0);
 }
 
 void Process::post(std::move_only_function<void()> handler) {
     if (alive_) world_->post(this, std::move(handler));
+}
+
+void Process::post_of_task(uint64_t task, std::move_only_function<void()> handler) {
+    if (alive_) {
+        world_->post(this, std::move(handler));
+    } else if (is_dying_) {
+        doomed_.push_back({task, std::move(handler)});
+    }
+}
+
+// Whatever is destroyed may bring more.
+void Process::destroy_doomed() {
+    while (!doomed_.empty()) {
+        auto last = std::ranges::max_element(doomed_, {}, &Doomed::task);
+        Doomed next = std::move(*last);
+        doomed_.erase(last);
+        next.handler = nullptr;
+    }
+    is_dying_ = false;
 }
 
 Time Process::ProcessClock::now() {

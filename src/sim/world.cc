@@ -27,6 +27,10 @@ World::World(uint64_t seed, WorldOptions options)
       now_(kTimeAtStart),
       hash_(mix_bits(seed)),
       net_(this, options.net, seed) {
+    runtime::executor_of_task = [](const Executor& spawner) {
+        const auto* of_process = spawner.target<ProcessExecutor>();
+        return of_process == nullptr ? spawner : Executor(of_process->for_new_task());
+    };
     current_ = &start("main");
 }
 
@@ -130,12 +134,14 @@ void World::kill(Process& process) {
     CHECK(running_process_ != &process, "a process cannot kill itself: do it between events");
     if (!process.alive_) return;
     process.alive_ = false;
+    process.is_dying_ = true;
     note(0xdead0000 + process.number());
     for (auto& [path, media] : disks_)
         media->drop_in_flight(&process, disk_random_);
     net_.drop(&process);
     drop_events_of(process);
     process.destroy_waiters();
+    process.destroy_doomed();
     for (auto& [path, media] : disks_)
         media->unlock(&process);
 }

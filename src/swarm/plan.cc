@@ -9,6 +9,7 @@ namespace peplos::swarm {
 namespace {
 
 constexpr uint64_t kPlanStream = 0x91a7;
+constexpr uint64_t kSecondStream = 0x91a8;
 
 // Zero in half of the cases, so that runs differ in kind and not only in number.
 uint32_t maybe(sim::Random& random, uint32_t max) {
@@ -69,6 +70,30 @@ void draw_disk_faults(Plan& plan, sim::Random& random) {
     plan.garbled_read_permille = maybe(random, 100);
 }
 
+// A device of its own kind: which of two operations ends first hangs on how long each takes.
+void draw_disk_profile(Plan& plan, sim::Random& random) {
+    auto slower = [&random](sim::LatencyRange& range) {
+        range.high *= static_cast<int64_t>(1) << random.pick(8);
+        if (random.chance(300)) range.low = range.high / 2;
+    };
+    slower(plan.disk.read);
+    slower(plan.disk.write);
+    slower(plan.disk.durable_write);
+    slower(plan.disk.sync);
+}
+
+void draw_second_edition(Plan& plan, sim::Random& random) {
+    if (random.chance(600)) draw_disk_profile(plan, random);
+    if (random.chance(500))
+        plan.cut_start_permille = static_cast<uint32_t>(random.between(50, 600));
+    // The work behind the volumes in small steps: many seals, roots and cleanings side by side.
+    if (random.chance(400)) plan.keeper.drain_bytes = random.between(4, 256) * kKiB;
+    if (random.chance(300)) plan.keeper.replay_records_max = random.between(1, 8);
+    if (random.chance(300)) plan.life_events_max = random.between(50, 1'000);
+    if (random.chance(200)) plan.grow_permille = 500;
+    plan.site_permille = maybe(random, 20);
+}
+
 }  // namespace
 
 std::string_view name_of(EndOfLife end) {
@@ -87,7 +112,7 @@ std::vector<std::string_view> plan_names() {
     return {"swarm", "crash", "calm", "disk"};
 }
 
-Plan draw_plan(std::string_view name, uint64_t seed) {
+Plan draw_plan(std::string_view name, uint64_t seed, Edition edition) {
     sim::Random random(seed, kPlanStream);
     Plan plan;
     draw_node(plan, random);
@@ -105,6 +130,10 @@ Plan draw_plan(std::string_view name, uint64_t seed) {
     } else {
         CHECK(name == "crash", "no plan {}", name);
     }
+    if (edition == Edition::first) return plan;
+    sim::Random second(seed, kSecondStream);
+    draw_second_edition(plan, second);
+    if (name == "calm") plan.cut_start_permille = 0;
     return plan;
 }
 

@@ -12,12 +12,17 @@
 // Testing", 2012). Each run leaves some operations and faults out, so that others get room.
 namespace peplos::swarm {
 
+// Draws of a later edition come on top of those of the earlier ones: a seed of an earlier edition
+// is the same plan for ever.
+enum class Edition : uint8_t { first, second };
+
 // How a life of the simulated daemon ends.
 enum class EndOfLife : uint8_t { stop, kill, power_loss };
 std::string_view name_of(EndOfLife end);
 
 struct Plan {
     sim::Order order = sim::Order::random;
+    sim::DiskProfile disk;
     uint32_t device_count = 1;
     uint64_t device_bytes = 0;
     uint64_t overlay_bytes = 0;
@@ -47,6 +52,11 @@ struct Plan {
     uint32_t kill_weight = 1;
     uint32_t power_loss_weight = 1;
 
+    // Of 1,000 starts of the daemon so many are cut off: the next one begins where they got to.
+    uint32_t cut_start_permille = 0;
+    // Of 1,000 passes of a FAULT (base/fault.h) so many are true.
+    uint32_t site_permille = 0;
+
     // Faults per 1,000 of the injector's steps (one each 10 to 500 ms).
     uint32_t read_error_permille = 0;
     uint32_t write_error_permille = 0;
@@ -64,7 +74,7 @@ struct Plan {
 // The plans by name: "swarm" draws everything; the others fix the faults and draw the rest.
 std::vector<std::string_view> plan_names();
 // Errors: none; an unknown name is the caller's: see plan_names().
-Plan draw_plan(std::string_view name, uint64_t seed);
+Plan draw_plan(std::string_view name, uint64_t seed, Edition edition = Edition::second);
 // One line for people.
 std::string describe(const Plan& plan);
 

@@ -29,6 +29,7 @@ inline constexpr std::array kMistakes = {
     Mistake{"clean.undoes_overwrites", "a cleaning puts back what was overwritten meanwhile"},
     Mistake{"clean.removes_too_early", "a dead segment goes before a root covers its death"},
     Mistake{"segments.volatile_entry", "the unit table's entry of a segment is not durable"},
+    Mistake{"attach.forgets_survivors", "what the host kept attached is not served again"},
     Mistake{"grow.is_not_journaled", "a volume's new size is forgotten by a crash"},
 };
 

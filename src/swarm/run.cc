@@ -11,10 +11,12 @@ constexpr uint64_t kWorkStream = 0x3041;
 // With the faults over, whatever is pending ends within this much simulated time.
 constexpr Duration kPatience = std::chrono::minutes(20);
 constexpr int kStartTriesMax = 50;
+constexpr int kCutsMax = 4;
 
 sim::WorldOptions world_options(const Plan& plan) {
     sim::WorldOptions options;
     options.order = plan.order;
+    options.disk = plan.disk;
     return options;
 }
 
@@ -32,10 +34,13 @@ void RunCounts::add(const RunCounts& other) {
     stops += other.stops;
     kills += other.kills;
     power_losses += other.power_losses;
+    cut_starts += other.cut_starts;
     disk_faults += other.disk_faults;
     simulated += other.simulated;
     for (const auto& [name, count] : other.probes)
         probes[name] += count;
+    for (const auto& [name, count] : other.passes)
+        passes[name] += count;
 }
 
 Run::Run(uint64_t seed, Plan plan, Trace& trace)
@@ -45,6 +50,11 @@ Run::Run(uint64_t seed, Plan plan, Trace& trace)
       random_(seed, kWorkStream),
       began_(world_.now()) {
     if (!plan_.planted.empty()) world_.faults().plant(plan_.planted);
+    if (plan_.site_permille == 0) return;
+    for (const base::Site* site = base::sites_begin; site != base::sites_end; ++site) {
+        if (site->kind == base::SiteKind::fault)
+            world_.faults().arm_chance(site->name, plan_.site_permille);
+    }
 }
 
 Run::~Run() {
@@ -64,6 +74,7 @@ RunReport Run::execute() {
     report_.counts.events = world_.event_count();
     report_.counts.simulated = world_.now() - began_;
     report_.counts.probes = world_.faults().probes();
+    report_.counts.passes = world_.faults().passes();
     if (!plan_.planted.empty())
         report_.counts.probes["planted " + plan_.planted] = world_.faults().planted_count();
     report_.counts.operations = operation_count();
@@ -110,6 +121,7 @@ void Run::live_all() {
         EndOfLife end = draw_end();
         live(end, random_.between(1, plan_.life_events_max));
         end_life(end);
+        cut_starts();
         start_daemon();
     }
 }
@@ -120,6 +132,24 @@ EndOfLife Run::draw_end() {
     if (drawn < plan_.stop_weight) return EndOfLife::stop;
     if (drawn < plan_.stop_weight + plan_.kill_weight) return EndOfLife::kill;
     return EndOfLife::power_loss;
+}
+
+// A start that is cut off: what a recovery has done, and what it was about to do, meets the next
+// one. Each cut is drawn small as often as large.
+void Run::cut_starts() {
+    if (plan_.cut_start_permille == 0) return;
+    for (int i = 0; i < kCutsMax && random_.chance(plan_.cut_start_permille); ++i) {
+        daemon_ = std::make_unique<SimDaemon>(world_.env(), store_, plan_, host_);
+        uint64_t events = random_.pick(uint64_t{2} << random_.pick(11));
+        auto started = world_.run_events(daemon_->node.start(), events);
+        for (uint64_t left = random_.pick(events + 1); started && left > 0; --left)
+            world_.step();
+        EndOfLife end =
+            draw_end() == EndOfLife::power_loss ? EndOfLife::power_loss : EndOfLife::kill;
+        note(fmt::format("start cut off after {} events: {}", events, name_of(end)));
+        ++report_.counts.cut_starts;
+        end_life(end);
+    }
 }
 
 // The control store may be away: then systemd starts the daemon again.
@@ -216,6 +246,8 @@ void Run::wait_for_tasks(Duration most) {
 // The faults are over: what is pending ends, every byte is right, and all space comes back.
 void Run::finish() {
     note("the faults are over");
+    for (const auto& [name, count] : world_.faults().passes())
+        world_.faults().disarm(name);
     world_.run(pick_up_all());
     if (!problem_.empty()) throw Failed(problem_);
     closing_ = strict_ = true;

@@ -23,9 +23,11 @@ struct RunCounts {
     uint64_t stops = 0;
     uint64_t kills = 0;
     uint64_t power_losses = 0;
+    uint64_t cut_starts = 0;  // of which each ends in a kill or power loss
     uint64_t disk_faults = 0;
     Duration simulated{};
     std::map<std::string, uint64_t, std::less<>> probes;
+    std::map<std::string, uint64_t, std::less<>> passes;  // of each FAULT
 
     void add(const RunCounts& other);
 };
@@ -76,6 +78,7 @@ class Run {
     // ---- lives of the daemon (run.cc)
     void live_all();
     void start_daemon();
+    void cut_starts();
     Task<Result<void>> start_node();
     void live(EndOfLife end, uint64_t events);
     void end_life(EndOfLife end);

@@ -5,9 +5,10 @@
 namespace peplos::swarm {
 namespace {
 
-RunReport run(std::string_view plan, uint64_t seed, uint64_t operations) {
+RunReport run(std::string_view plan, uint64_t seed, uint64_t operations,
+              Edition edition = Edition::second) {
     Trace trace(30);
-    Plan drawn = draw_plan(plan, seed);
+    Plan drawn = draw_plan(plan, seed, edition);
     drawn.operations = operations;
     RunReport report = Run(seed, drawn, trace).execute();
     if (!report.problem.empty()) {
@@ -38,6 +39,7 @@ TEST(Swarm, SeedsThatFoundBugs) {
     struct Seed {
         std::string_view plan;
         uint64_t seed;
+        Edition edition = Edition::first;
     };
     constexpr Seed kSeeds[] = {
         // Two read-modify-writes side by side undid sectors of each other.
@@ -61,7 +63,8 @@ TEST(Swarm, SeedsThatFoundBugs) {
         {"swarm", 30},
     };
     for (const Seed& s : kSeeds)
-        EXPECT_EQ(run(s.plan, s.seed, 2'000).problem, "") << s.plan << " seed " << s.seed;
+        EXPECT_EQ(run(s.plan, s.seed, 2'000, s.edition).problem, "")
+            << s.plan << " seed " << s.seed;
 }
 
 }  // namespace
