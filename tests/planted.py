@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Has peplos-sim make each mistake that it knows (src/swarm/planted.h) and sees whether it finds it.
+"""Has peplos-sim make each mistake that it knows (src/swarm/planted.h), which it must find.
 
-Usage: tests/planted.py [--program FILE] [--trials N] [--seeds N] [--config NAME] [--only NAME ...]
-Each trial begins at a seed of its own and ends with the first seed that fails. Prints how many seeds
-that took, the median over the trials, then "N passed, M failed".
+planted.py [--program FILE] [--trials N] [--seeds N] [--config NAME] [--only NAME ...]
+Each trial begins at a seed of its own and ends with the first seed that fails. Prints how many
+seeds that took, the median over the trials, then "N passed, M failed".
 """
 import argparse
 import concurrent.futures

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Reads the symbols of the built storage rooms: none may ask the system for time, chance, files,
 sockets or threads; all of that comes through the seams of `runtime`, so that the simulator can
-stand in for it.
+stand in for it. And the daemon holds nothing of the simulator, which alone can switch a FAULT or a
+PLANTED mistake on.
 
 tidy_seams.py [--build FOLDER]
 """
@@ -46,6 +47,14 @@ def check_archive(archive):
             if REFUSED.fullmatch(symbol) and not ALLOWED_OBJECTS.fullmatch(member)]
 
 
+def check_daemon(program):
+    if not program.exists():
+        return [f"{program} is not built: run ninja first"]
+    listing = subprocess.run(["nm", str(program)], capture_output=True, text=True, check=True).stdout
+    return [f"peplosd contains {line.split()[-1]}" for line in listing.splitlines()
+            if "6peplos3sim" in line or "6peplos5swarm" in line]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=pathlib.Path, default=tree.ROOT / "build/release")
@@ -59,6 +68,7 @@ def main():
             results[f"seams of {room}"] = check_archive(archive)
         elif sources:
             results[f"seams of {room}"] = [f"{archive} is not built: run ninja first"]
+    results["no simulator in the daemon"] = check_daemon(build / "src/peplosd")
     tree.report(results)
 
 

@@ -1,5 +1,8 @@
 #include <gtest/gtest.h>
+#include <set>
 
+#include "base/fault.h"
+#include "swarm/planted.h"
 #include "swarm/run.h"
 
 namespace peplos::swarm {
@@ -32,6 +35,18 @@ TEST(Swarm, SomeSeedsOfEachPlan) {
         for (uint64_t seed = 1; seed <= 3; ++seed)
             EXPECT_EQ(run(plan, seed, 500).problem, "") << plan << " seed " << seed;
     }
+}
+
+// A mistake that is listed has its place in the code, and the other way round.
+TEST(Swarm, EveryMistakeIsPlantedSomewhere) {
+    std::set<std::string_view> listed;
+    for (const Mistake& mistake : kMistakes)
+        listed.insert(mistake.name);
+    std::set<std::string_view> planted;
+    for (const base::Site* site = base::sites_begin; site != base::sites_end; ++site) {
+        if (site->kind == base::SiteKind::planted) planted.insert(site->name);
+    }
+    EXPECT_EQ(listed, planted);
 }
 
 // Each of these found a bug once.
