@@ -50,7 +50,8 @@ def check_archive(archive):
 def check_daemon(program):
     if not program.exists():
         return [f"{program} is not built: run ninja first"]
-    listing = subprocess.run(["nm", str(program)], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["nm", str(program)], capture_output=True, text=True,
+                             check=True).stdout
     return [f"peplosd contains {line.split()[-1]}" for line in listing.splitlines()
             if "6peplos3sim" in line or "6peplos5swarm" in line]
 

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/fault.h"
+#include "swarm/exhaustive.h"
 #include "swarm/planted.h"
 #include "swarm/run.h"
 
@@ -30,6 +31,10 @@ struct Wish {
     std::string config = "swarm";
     std::string planted;
     size_t trace_lines = 60;
+    uint32_t exhaustive = 0;  // 0: from seeds
+    std::string sequence;     // for exhaustive; empty: all
+    uint64_t shard = 0;
+    uint64_t shards = 1;
     bool verbose = false;
 };
 
@@ -47,19 +52,24 @@ void say_last_words(int) {
     _exit(134);
 }
 
-void prepare_last_words(const Wish& wish, uint64_t seed) {
+void prepare_last_words(std::string_view what, std::string_view replay) {
     auto end = fmt::format_to_n(last_words.data(), last_words.size() - 1,
-                                "FAIL seed {}: the program aborted\n  replay: {}\n", seed,
-                                replay_command(wish, seed));
+                                "FAIL {}: the program aborted\n  replay: {}\n", what, replay);
     *end.out = '\0';
 }
 
-swarm::RunReport run_seed(const Wish& wish, uint64_t seed) {
+// The last lines of the log, for a failure's report.
+std::shared_ptr<spdlog::sinks::ringbuffer_sink_mt> keep_log() {
     auto log = std::make_shared<spdlog::sinks::ringbuffer_sink_mt>(20);
     auto logger = std::make_shared<spdlog::logger>("sim", log);
     logger->set_pattern("%l %v");
     spdlog::set_default_logger(logger);
-    prepare_last_words(wish, seed);
+    return log;
+}
+
+swarm::RunReport run_seed(const Wish& wish, uint64_t seed) {
+    auto log = keep_log();
+    prepare_last_words(fmt::format("seed {}", seed), replay_command(wish, seed));
     swarm::Trace trace(wish.trace_lines);
     swarm::Plan plan = swarm::draw_plan(wish.config, seed);
     plan.planted = wish.planted;
@@ -129,6 +139,46 @@ int run_all(const Wish& wish) {
     return failed == 0 ? 0 : 1;
 }
 
+int run_all_sequences(const Wish& wish) {
+    swarm::ExhaustiveOptions options{.depth = wish.exhaustive,
+                                     .shard = wish.shard,
+                                     .shards = wish.shards,
+                                     .planted = wish.planted};
+    std::string wrong;
+    options.only = swarm::steps_of(wish.sequence, &wrong);
+    if (!wrong.empty()) {
+        fmt::print(stderr, "peplos-sim: no step is called {:?}\n", wrong);
+        return 2;
+    }
+    keep_log();
+    auto replay = [&wish](std::string_view sequence) {
+        std::string planted = wish.planted.empty() ? "" : " --plant " + wish.planted;
+        return fmt::format("peplos-sim --exhaustive {} --sequence {}{}", wish.exhaustive, sequence,
+                           planted);
+    };
+    options.progress = [&](const std::vector<swarm::Step>& steps) {
+        std::string names;
+        for (swarm::Step step : steps)
+            names += (names.empty() ? "" : ",") + std::string(swarm::name_of(step));
+        prepare_last_words("sequence " + names, replay(names));
+    };
+    Wall::time_point begin = Wall::now();
+    swarm::ExhaustiveReport report = swarm::run_exhaustive(options);
+    double seconds = std::chrono::duration<double>(Wall::now() - begin).count();
+    if (!report.problem.empty()) {
+        fmt::print("FAIL sequence {}: {}\n  replay: {}\n", report.sequence, report.problem,
+                   replay(report.sequence));
+    }
+    fmt::print(
+        "{} sequences, {} crash points, {} crash states, {} of them distinct and recovered, in "
+        "{:.0f} s\n",
+        report.sequences, report.crash_points, report.crash_states, report.distinct_states,
+        seconds);
+    bool is_good = report.problem.empty();
+    fmt::print("{} passed, {} failed\n", is_good ? 1 : 0, is_good ? 0 : 1);
+    return is_good ? 0 : 1;
+}
+
 int main_with(int argc, char** argv) {
     Wish wish;
     CLI::App app("Runs the storage engine in a simulated world, from a seed.", "peplos-sim");
@@ -161,9 +211,15 @@ int main_with(int argc, char** argv) {
         ->group("Testing the simulator");
     app.add_option("--trace", wish.trace_lines, "lines of history that a failure prints");
     app.add_flag("--verbose", wish.verbose, "a line for each seed");
+    app.add_option("--exhaustive", wish.exhaustive,
+                   "instead: every sequence of so many operations and fewer, cut off everywhere")
+        ->check(CLI::Range(1, 4));
+    app.add_option("--sequence", wish.sequence, "of these only this one, as write,drain,restart");
+    app.add_option("--shard", wish.shard, "of --shards parts this one, from 0");
+    app.add_option("--shards", wish.shards, "shares the sequences out")->check(CLI::PositiveNumber);
     CLI11_PARSE(app, argc, argv);
     std::signal(SIGABRT, say_last_words);
-    return run_all(wish);
+    return wish.exhaustive != 0 ? run_all_sequences(wish) : run_all(wish);
 }
 
 }  // namespace

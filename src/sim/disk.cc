@@ -174,6 +174,7 @@ void DiskMedia::submit(Process* process, Request request, Handler handler) {
     Duration latency = latency_of(what, operation.faults);
     bool stuck = has(operation.faults, DiskEffect::stuck);
     uint64_t id = operation.id;
+    if (observer_ != nullptr) observer_->submitted(id, what);
     in_flight_.push_back(std::move(operation));
     if (!stuck) world_->at(world_->now() + latency, process, [this, id] { complete(id); });
 }
@@ -184,6 +185,7 @@ void DiskMedia::complete(uint64_t id) {
     InFlight operation = std::move(*it);
     in_flight_.erase(it);
     Result<void> result = carry_out(operation);
+    if (observer_ != nullptr) observer_->completed(id, result.has_value());
     operation.handler(std::move(result));
 }
 

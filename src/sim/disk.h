@@ -14,6 +14,7 @@
 // Simulated disks: what a device may do within its contract, and what a broken one does.
 namespace peplos::sim {
 
+class DiskObserver;
 class Process;
 class World;
 using runtime::Durability;
@@ -111,6 +112,8 @@ class DiskMedia {
     size_t in_flight_count() const { return in_flight_.size(); }
     // Pages that hold anything: the memory this disk costs.
     size_t page_count() const { return pages_.size(); }
+    // Null: nobody. It outlives its observation.
+    void set_observer(DiskObserver* observer) { observer_ = observer; }
     void set_profile(DiskProfile profile) { profile_ = profile; }
 
     // ---- for World and the Disk seam ----
@@ -183,6 +186,15 @@ class DiskMedia {
     uint64_t operation_next_ = 1;
     std::vector<DiskFault> faults_;
     DiskCounters counters_;
+    DiskObserver* observer_ = nullptr;
+};
+
+// Is told of every operation, in the order of events.
+class DiskObserver {
+  public:
+    virtual ~DiskObserver() = default;
+    virtual void submitted(uint64_t id, const DiskMedia::Request& request) = 0;
+    virtual void completed(uint64_t id, bool succeeded) = 0;
 };
 
 // The Disk seam of one process over a device.

@@ -51,6 +51,8 @@ class History {
     // forgotten.
     std::string settle();
 
+    // The newest: two histories of one moment with the same beginnings are the same.
+    Moment moment() const { return now_; }
     uint64_t operation_count() const { return operation_count_; }
 
   private:
