@@ -94,6 +94,23 @@ void DiskMedia::corrupt(uint64_t offset, uint64_t bytes) {
     }
 }
 
+DiskMedia::Contents DiskMedia::contents() const {
+    Contents out;
+    for (const auto& [page, content] : pages_) {
+        if (content == nullptr || *content == kZeros) continue;
+        out.emplace(page * kBlockBytes, *content);
+    }
+    return out;
+}
+
+void DiskMedia::set_contents(const Contents& contents) {
+    CHECK(holder_ == nullptr && in_flight_.empty());
+    pages_.clear();
+    history_.clear();
+    for (const auto& [offset, content] : contents)
+        pages_[offset / kBlockBytes] = std::make_unique<Page>(content);
+}
+
 Process* DiskMedia::lock(Process* process) {
     if (holder_ != nullptr) return holder_;
     holder_ = last_holder_ = process;

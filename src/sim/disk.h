@@ -3,6 +3,7 @@
 #include <array>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -103,6 +104,12 @@ class DiskMedia {
     void poke(uint64_t offset, Bytes from);
     // Flips one bit of each byte of the range in every version.
     void corrupt(uint64_t offset, uint64_t bytes = 1);
+
+    // All of what reads would return: byte offset -> page; pages of zeros are left out. The second
+    // sets it, durably; requires: no process has the disk open.
+    using Contents = std::map<uint64_t, std::array<std::byte, kBlockBytes>>;
+    Contents contents() const;
+    void set_contents(const Contents& contents);
 
     void add_fault(DiskFault fault) { faults_.push_back(fault); }
     void clear_faults() { faults_.clear(); }

@@ -1,7 +1,5 @@
 #include "base/crc32c.h"
-#include "format/segment_layout.h"
-#include "format/superblock.h"
-#include "volume/volume_test_rig.h"
+#include "volume/volume_damage_rig.h"
 
 // Large writes: payload and record go out at the same time. What a power cut leaves of the pair.
 namespace peplos::volume {
@@ -35,20 +33,11 @@ void start_write(Rig& rig, uint64_t offset, uint64_t bytes, Writes& writes) {
     runtime::spawn(rig.world.env().executor, write_one(rig, offset, bytes, writes));
 }
 
-uint64_t units_offset(Rig& rig) {
-    Buffer block = Buffer::allocate(format::kSuperblockBytes);
-    rig.world.disk(Rig::kPath).peek(0, block.bytes());
-    auto superblock = format::decode_superblock(std::as_const(block).bytes());
-    CHECK(superblock);
-    return superblock->units_offset;
-}
-
 // Where block `index` of the only segment of large writes lies on the disk.
 uint64_t large_block_offset(Rig& rig, uint64_t index) {
     for (const media::SegmentInfo& info : rig.device->segments().list(Rig::kVolume)) {
         if (info.kind != format::SegmentKind::large) continue;
-        return units_offset(rig) + info.first_unit * limits::kSegmentUnitBytes +
-               format::segment_block_offset(index);
+        return device_offset(rig, info.id) + format::segment_block_offset(index);
     }
     CHECK(false, "there is no segment of large writes");
     return 0;

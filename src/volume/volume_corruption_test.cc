@@ -1,7 +1,4 @@
-#include <map>
-
-#include "format/superblock.h"
-#include "volume/volume_test_rig.h"
+#include "volume/volume_damage_rig.h"
 
 // One flipped byte anywhere on a device: after a restart every block reads as what was written or
 // as an error that names device or volume; wrong bytes never.
@@ -25,36 +22,6 @@ Region region_of(uint64_t offset) {
     if (offset < plan.unit_table_offset) return Region::superblock;
     if (offset < plan.rings[0].offset) return Region::unit_table;
     return offset < plan.units_offset ? Region::ring : Region::units;
-}
-
-using Page = std::array<std::byte, kBlockBytes>;
-
-// The disk's pages that hold anything.
-using Image = std::map<uint64_t, Page>;
-
-constexpr Page kBlank{};
-
-Image image_of(Rig& rig) {
-    Image out;
-    Page page;
-    for (uint64_t offset = 0; offset < kDiskBytes; offset += kBlockBytes) {
-        rig.world.disk(Rig::kPath).peek(offset, page);
-        if (std::memcmp(page.data(), kBlank.data(), page.size()) != 0) out[offset] = page;
-    }
-    return out;
-}
-
-void restore(Rig& rig, const Image& image) {
-    sim::DiskMedia& disk = rig.world.disk(Rig::kPath);
-    Page page;
-    auto next = image.begin();
-    for (uint64_t offset = 0; offset < kDiskBytes; offset += kBlockBytes) {
-        bool is_used = next != image.end() && next->first == offset;
-        const Page& wanted = is_used ? next->second : kBlank;
-        if (is_used) ++next;
-        disk.peek(offset, page);
-        if (std::memcmp(page.data(), wanted.data(), page.size()) != 0) disk.poke(offset, wanted);
-    }
 }
 
 struct Finding {
@@ -145,7 +112,8 @@ TEST(VolumeCorruption, AFlippedByteAnywhereIsNeverServed) {
     Rig rig(77, options);
     rig.make();
     write_everywhere(rig);
-    const Image image = image_of(rig);
+    sim::DiskMedia& disk = rig.world.disk(Rig::kPath);
+    const sim::DiskMedia::Contents image = disk.contents();
     const auto recorded = rig.recorded;
     ASSERT_FALSE(look(rig).is_noticed) << "an intact device has no findings";
 
@@ -157,10 +125,10 @@ TEST(VolumeCorruption, AFlippedByteAnywhereIsNeverServed) {
     sim::Random random(5);
     for (const auto& [offset, page] : image) {
         for (int i = 0; i < 2; ++i) {
-            restore(rig, image);
+            disk.set_contents(image);
             rig.recorded = recorded;
             uint64_t at = offset + (i == 0 ? random.pick(128) : random.pick(kBlockBytes));
-            rig.world.disk(Rig::kPath).corrupt(at);
+            disk.corrupt(at);
             Finding finding = look(rig);
             ASSERT_EQ(finding.wrong, "") << name_of(region_of(at)) << " at " << at;
             Count& count = counts[region_of(at)];

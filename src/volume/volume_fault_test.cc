@@ -1,26 +1,8 @@
-#include "format/segment_layout.h"
 #include "volume/core.h"
-#include "volume/volume_test_rig.h"
+#include "volume/volume_damage_rig.h"
 
 namespace peplos::volume {
 namespace {
-
-uint64_t device_offset(Rig& rig, const SegmentId& id, uint64_t offset) {
-    // Where a pattern lies on the disk: searched, so that the test needs no layout.
-    media::SegmentPin pin = rig.device->segments().find(id);
-    CHECK(pin);
-    sim::DiskMedia& disk = rig.world.disk(Rig::kPath);
-    Buffer want = Buffer::allocate(kBlockBytes);
-    auto read = rig.world.run(rig.device->segments().read(pin, offset, want));
-    CHECK(read);
-    Buffer have = Buffer::allocate(kBlockBytes);
-    for (uint64_t at = 16 * kMiB; at < disk.size_bytes(); at += kBlockBytes) {
-        disk.peek(at, have.bytes());
-        if (std::memcmp(have.data(), want.data(), kBlockBytes) == 0) return at;
-    }
-    CHECK(false, "the block is nowhere on the disk");
-    return 0;
-}
 
 Task<Result<void>> read_block(Volume& volume, uint64_t offset) {
     Buffer into = Buffer::allocate(kBlockBytes);
@@ -33,7 +15,7 @@ TEST(VolumeFault, ACorruptBlockIsFoundNamedAndNeverServed) {
     ASSERT_TRUE(rig.world.run(rig.write(64 * kKiB, 32 * kKiB)));
     ASSERT_TRUE(rig.world.run(rig.volume->drain()));
     SegmentView segment = rig.volume->segments().at(0);
-    uint64_t at = device_offset(rig, segment.id, format::segment_block_offset(2));
+    uint64_t at = device_offset(rig, segment.id) + format::segment_block_offset(2);
     rig.world.disk(Rig::kPath).corrupt(at + 100);
     auto bad = rig.world.run(read_block(*rig.volume, 64 * kKiB + 2 * kBlockBytes));
     ASSERT_FALSE(bad);
@@ -64,7 +46,7 @@ TEST(VolumeFault, ACorruptMapPageIsNotBelieved) {
         if (segment.kind == format::SegmentKind::map) map_segment = segment.id;
     }
     ASSERT_TRUE(map_segment);
-    uint64_t at = device_offset(rig, map_segment, format::kSegmentDataOffset);
+    uint64_t at = device_offset(rig, map_segment) + format::kSegmentDataOffset;
     rig.stop();
     rig.world.disk(Rig::kPath).corrupt(at, kBlockBytes);
     rig.start_node();
@@ -344,7 +326,7 @@ uint64_t leaf_page_offset(Rig& rig) {
         if (segment.kind == format::SegmentKind::map) map_segment = segment.id;
     }
     CHECK(map_segment);
-    return device_offset(rig, map_segment, format::kSegmentDataOffset);
+    return device_offset(rig, map_segment) + format::kSegmentDataOffset;
 }
 
 // One bad leaf: only what it alone knew is lost, and says so; the volume serves, is written,

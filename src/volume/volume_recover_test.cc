@@ -1,63 +1,9 @@
-#include "format/map_page.h"
-#include "format/segment_layout.h"
-#include "format/superblock.h"
-#include "volume/segment_writer.h"
-#include "volume/volume_test_rig.h"
+#include "volume/volume_damage_rig.h"
 
 namespace peplos::volume {
 namespace {
 
 using replica::OnLoss;
-
-// Where a segment begins on the disk.
-uint64_t device_offset(Rig& rig, const SegmentId& id) {
-    Buffer block = Buffer::allocate(format::kSuperblockBytes);
-    rig.world.disk(Rig::kPath).peek(0, block.bytes());
-    auto superblock = format::decode_superblock(std::as_const(block).bytes());
-    CHECK(superblock);
-    media::SegmentPin pin = rig.device->segments().find(id);
-    CHECK(pin);
-    return superblock->units_offset + pin.info().first_unit * limits::kSegmentUnitBytes;
-}
-
-SegmentView only_segment(Rig& rig, format::SegmentKind kind) {
-    std::optional<SegmentView> found;
-    for (const SegmentView& segment : rig.volume->segments()) {
-        if (segment.kind != kind) continue;
-        EXPECT_FALSE(found.has_value());
-        found = segment;
-    }
-    CHECK(found.has_value());
-    return *found;
-}
-
-uint64_t index_offset(Rig& rig, const SegmentView& segment) {
-    media::SegmentPin pin = rig.device->segments().find(segment.id);
-    SegmentHandle handle{std::move(pin), &rig.device->segments()};
-    auto index = rig.world.run(read_index(handle));
-    CHECK(index);
-    return index->footer.index_offset();
-}
-
-void make_unreadable(Rig& rig, uint64_t offset, uint64_t bytes = kBlockBytes) {
-    rig.world.disk(Rig::kPath)
-        .add_fault({.operation = sim::DiskOperation::read,
-                    .effect = sim::DiskEffect::io_error,
-                    .offset = offset,
-                    .bytes = bytes});
-}
-
-LossReport recover_ok(Rig& rig, OnLoss on_loss) {
-    auto report = rig.world.run(rig.recover_volume(on_loss));
-    EXPECT_TRUE(report) << report.error().text();
-    return report ? *report : LossReport{};
-}
-
-std::string read_error(Rig& rig, uint64_t offset) {
-    Buffer into = Buffer::allocate(kBlockBytes);
-    auto outcome = rig.world.run(rig.volume->read(offset, into));
-    return outcome ? "" : outcome.error().text();
-}
 
 // Two checkpointed writes, and after the checkpoint a drain of two others.
 void fill(Rig& rig) {
@@ -267,26 +213,6 @@ TEST(VolumeRecover, WhatFollowsAHoleIsDroppedAndCounted) {
 
 // ---- the map ----
 
-// Where the newest page of a kind lies on the disk.
-uint64_t page_offset(Rig& rig, format::PageKind kind) {
-    uint64_t at_newest = 0, sequence = 0;
-    for (const media::SegmentInfo& info : rig.device->segments().list(Rig::kVolume)) {
-        if (info.kind != format::SegmentKind::map) continue;
-        uint64_t begin = device_offset(rig, info.id);
-        Buffer bytes = Buffer::allocate(info.bytes());
-        rig.world.disk(Rig::kPath).peek(begin, bytes.bytes());
-        for (uint64_t at = format::kSegmentDataOffset; at < bytes.size(); at += 512) {
-            auto page = format::outline_page(std::as_const(bytes).bytes().subspan(at));
-            if (!page || page->identity.kind != kind || page->identity.sequence < sequence)
-                continue;
-            sequence = page->identity.sequence;
-            at_newest = begin + at;
-        }
-    }
-    CHECK(at_newest != 0);
-    return at_newest;
-}
-
 // Several checkpoints, one leaf written anew, one trimmed empty, something undrained.
 void fill_map(Rig& rig) {
     fill(rig);
@@ -371,53 +297,6 @@ TEST(VolumeRecover, WhatCannotBeProvenOfTheMapIsLost) {
     ASSERT_TRUE(rig.world.run(rig.volume->drain()));
     EXPECT_EQ(rig.volume->stats().lost_blocks, 0u);
     rig.expect_all();
-}
-
-// The power may go at any moment of it: before the end nothing has happened, after it all has.
-TEST(VolumeRecover, APowerCutAtEveryEventOfARecoveryLosesNothingMore) {
-    for (int kind = 0; kind < 3; ++kind) {
-        for (uint64_t cut = 1; cut < 4000; cut += cut < 16 ? 1 : 61) {
-            Rig rig(100 + cut);
-            if (kind == 0) {
-                lose_the_end(rig);
-            } else if (kind == 1) {
-                fill_map(rig);
-                uint64_t at = page_offset(rig, format::PageKind::root);
-                rig.stop();
-                rig.world.disk(Rig::kPath).corrupt(at + 65);
-            } else {
-                fill(rig);
-                SegmentView segment = drain_more(rig);
-                ASSERT_TRUE(rig.world.run(rig.write(24 * kKiB, 4 * kKiB)));
-                uint64_t at = device_offset(rig, segment.id) + index_offset(rig, segment);
-                rig.stop();
-                make_unreadable(rig, at);
-            }
-            rig.start_node();
-            bool is_done = false;
-            auto task = [](Rig* r, bool* done) -> Task<void> {
-                auto report = co_await r->recover_volume(OnLoss::accept);
-                *done = report.has_value();
-            };
-            runtime::spawn(rig.world.env().executor, task(&rig, &is_done));
-            uint64_t events = 0;
-            while (!is_done && events < cut && rig.world.step())
-                ++events;
-            rig.crash();
-            rig.start_node();
-            bool was_enough = rig.try_open().has_value();
-            EXPECT_TRUE(was_enough || !is_done) << cut;
-            if (!was_enough) {
-                recover_ok(rig, OnLoss::look);
-                recover_ok(rig, OnLoss::accept);
-                rig.open();
-            }
-            rig.expect_all();
-            rig.stop();
-            if (HasFailure()) return;
-            if (is_done) break;
-        }
-    }
 }
 
 }  // namespace

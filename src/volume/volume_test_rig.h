@@ -140,8 +140,8 @@ class Rig {
                 .lineage = LineageId(0xdef),
                 .size_bytes = options_.volume_bytes,
                 .sector_bytes = 512,
-                .epoch = Epoch(++epoch_),
-                .token = OpenToken(1000 + epoch_),
+                .epoch = Epoch(++claims),
+                .token = OpenToken(1000 + claims),
                 .recorded = recorded};
     }
     Result<void> try_open(bool is_new = false) {
@@ -245,7 +245,6 @@ class Rig {
         device.reset();
     }
     RigOptions options_;
-    uint64_t epoch_ = 0;
 
   public:
     sim::World world;
@@ -258,6 +257,8 @@ class Rig {
     std::unique_ptr<SpaceBudget> space;
     std::unique_ptr<Resources> resources;
     std::unique_ptr<Volume> volume;
+    // What a control store would know: the epochs claimed, and the newest membership.
+    uint64_t claims = 0;
     std::optional<replica::Membership> recorded;
 };
 
