@@ -18,6 +18,13 @@ constexpr size_t kFramesInFlightMax = 2;
 // Log bytes of the frames in flight, padding included.
 constexpr uint64_t kFlightBytesMax = 2 * limits::kFrameBytesMax;
 constexpr uint64_t kReadWindowBytes = 1 * kMiB;
+// What only the moving of the oldest frame may take: all of that frame at once, also where padding
+// at the ring's end has just taken most of another one, and some more for copies that come out a
+// block larger than what they free.
+constexpr uint64_t kMoveReserveBytesMin = 3 * limits::kFrameBytesMax;
+constexpr uint64_t kMoveReserveShare = 64;
+// Of a frame, beside its records and payload, at most.
+constexpr uint64_t kFrameCostBytes = format::kFrameOverheadBytes + kBlockBytes;
 
 // One append that a task waits for, on the waiting task's stack.
 class AppendWaiter final : public AppendSink {
@@ -65,7 +72,7 @@ uint64_t Ring::kept_back(Urgency urgency) const {
     uint64_t reserve = std::max(ring_bytes_ / 16, kReserveBytesMin);
     uint64_t kept = kFlightBytesMax + limits::kFrameBytesMax + kBootReserveBytes;
     if (urgency == Urgency::tail) return kept;
-    kept += limits::kFrameBytesMax;
+    kept += std::max(ring_bytes_ / kMoveReserveShare, kMoveReserveBytesMin);
     if (urgency == Urgency::user) return kept + reserve;
     if (urgency == Urgency::zero) return kept + reserve / 4 * 3;
     if (urgency == Urgency::reappend) return kept + reserve / 2;
@@ -139,6 +146,8 @@ void Ring::give_back(uint64_t bytes) {
     CHECK(admitted_bytes_ >= bytes);
     admitted_bytes_ -= bytes;
     serve_waiters();
+    // A move may have found no room because of it.
+    if (is_short()) short_.wake_all();
 }
 
 // Grants in the order of arrival; on failure or close everybody hears of it.
@@ -198,14 +207,48 @@ RingStats Ring::stats() const {
 // ---- commit ----
 
 void Ring::submit(format::Record record, Admission admission, AppendSink* sink) {
+    CHECK(admission.ring_ == this && admission.bytes_ >= format::ring_cost_bytes(record));
+    enqueue(std::move(record), std::move(admission), sink);
+}
+
+void Ring::enqueue(format::Record record, Admission admission, AppendSink* sink) {
     Pending pending;
     pending.encoded_bytes = format::encoded_bytes(record);
-    CHECK(admission.ring_ == this && admission.bytes_ >= format::ring_cost_bytes(record));
     pending.record = std::move(record);
     pending.admission = std::move(admission);
     pending.sink = sink;
     queue_.push_back(std::move(pending));
     call_lane();
+}
+
+// What came from k frames fits k + 1: the first of these may be begun by others' records already,
+// and from any record on, a frame holds at least the rest of the frame that this one came from.
+uint64_t Ring::move_cost_bytes(std::span<const FrameRecord> records) {
+    uint64_t bytes = kFrameCostBytes;
+    uint64_t frame = 0;
+    for (const FrameRecord& found : records) {
+        if (found.position.frame_sequence != frame) bytes += kFrameCostBytes;
+        frame = found.position.frame_sequence;
+        bytes += format::encoded_bytes(found.record) + found.record.payload_bytes();
+    }
+    return bytes;
+}
+
+// Each record has its own bytes set aside, the first of each frame a frame's overhead, and the last
+// one another: so at any moment what is still queued has enough for the frames that it needs.
+void Ring::submit_moved(std::vector<FrameRecord> records, Admission admission,
+                        std::span<AppendSink* const> sinks) {
+    CHECK(admission.ring_ == this && admission.bytes_ >= move_cost_bytes(records));
+    CHECK(records.size() == sinks.size());
+    uint64_t frame = 0;
+    for (size_t i = 0; i < records.size(); ++i) {
+        format::Record& record = records[i].record;
+        uint64_t bytes = format::encoded_bytes(record) + record.payload_bytes();
+        if (records[i].position.frame_sequence != frame) bytes += kFrameCostBytes;
+        frame = records[i].position.frame_sequence;
+        if (i + 1 == records.size()) bytes = admission.bytes_;
+        enqueue(std::move(record), admission.split(bytes), sinks[i]);
+    }
 }
 
 Task<Result<RecordPosition>> Ring::append(format::Record record, Admission admission) {

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "format/frame.h"
@@ -33,8 +34,8 @@ enum class Urgency : uint8_t {
     zero,      // trims: a quarter of the reserve, so that freeing space works when writing waits
     reappend,  // moving old records so that the tail goes on: half of the reserve
     meta,      // seals, roots, fences, by which space becomes free: all of it
-    tail,      // moving what the oldest frame holds when even the reserve is used up: it gives back
-               // at once what it takes, and without it nothing would ever become free again
+    tail,      // moving all that is needed of the oldest frame when even the reserve is used up: it
+               // gives back what it takes, and without it nothing would ever become free again
 };
 
 // A right to append: `bytes` of the ring are set aside until the append is committed or the
@@ -56,6 +57,12 @@ class [[nodiscard]] Admission {
   private:
     friend class Ring;
     Admission(Ring* ring, uint64_t bytes) : ring_(ring), bytes_(bytes) {}
+    // A part of it. Requires: it has as much.
+    Admission split(uint64_t bytes) {
+        CHECK(ring_ != nullptr && bytes <= bytes_);
+        bytes_ -= bytes;
+        return Admission(ring_, bytes);
+    }
     Ring* ring_ = nullptr;
     uint64_t bytes_ = 0;
 };
@@ -170,6 +177,14 @@ class Ring {
     };
     Task<Result<std::vector<FrameRecord>>> read_frame(uint64_t sequence);
 
+    // Records of whole frames or parts of them, in ring order and with their payload, are to be
+    // written again: what that may take at most, and doing it, with one sink for each. Together
+    // they need little more than the frames they came from had; each by itself would take a frame's
+    // overhead. Requires: admission.bytes() >= move_cost_bytes(records).
+    static uint64_t move_cost_bytes(std::span<const FrameRecord> records);
+    void submit_moved(std::vector<FrameRecord> records, Admission admission,
+                      std::span<AppendSink* const> sinks);
+
     // Device offset of the record's frame, for messages. Requires: not released.
     uint64_t device_offset_of(RecordPosition position) const;
     // The oldest frame that holds a needed record; above newest_sequence() when no settled one
@@ -239,6 +254,7 @@ class Ring {
     };
 
     Admission grant(uint64_t bytes);
+    void enqueue(format::Record record, Admission admission, AppendSink* sink);
     void give_back(uint64_t bytes);
     void serve_waiters();
     bool can_begin_frame() const;

@@ -537,38 +537,60 @@ class LocalJournal::MoveSink final : public media::AppendSink {
     RecordPosition from_;
 };
 
-Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameRecord> records) {
-    std::vector<std::unique_ptr<MoveSink>> sinks;
+// Those that are needed and cannot be read are left to their owners, or given up. Errors: busy (the
+// oldest frame stays because of that).
+Task<Result<void>> LocalJournal::settle_bad(const std::vector<media::Ring::FrameRecord>& records) {
     Result<void> outcome;
-    for (media::Ring::FrameRecord& found : records) {
-        VolumeState* state = find_needed(found);
-        if (state == nullptr) continue;
-        if (!found.payload_is_good) {
-            // What is under way ends below even when this fails: its sinks are here.
-            IsLost is_it = [position = found.position](const Retained& entry) {
-                return entry.position == position;
-            };
-            const uint64_t sequence = found.position.frame_sequence;
-            if (leave_to_owner(sequence, is_it)) {
-                outcome = fail(Code::busy, "its owner drains what became unreadable");
-                continue;
-            }
-            outcome = co_await give_up(sequence, std::move(is_it));
-            if (!outcome) break;
+    for (const media::Ring::FrameRecord& found : records) {
+        if (found.payload_is_good || find_needed(found) == nullptr) continue;
+        IsLost is_it = [position = found.position](const Retained& entry) {
+            return entry.position == position;
+        };
+        const uint64_t sequence = found.position.frame_sequence;
+        if (leave_to_owner(sequence, is_it)) {
+            outcome = fail(Code::busy, "its owner drains what became unreadable");
             continue;
         }
-        // Never awaits: room is there or it is not.
-        uint64_t cost = format::ring_cost_bytes(found.record);
-        media::Admission admission = ring_.try_admit(cost, Urgency::reappend);
-        if (!admission) admission = ring_.try_admit(cost, Urgency::tail);
-        if (!admission) {
-            outcome = fail(Code::busy, "the journal of {} is full", device_.name());
-            break;
-        }
-        PROBE("replica.log.reappend");
-        sinks.push_back(std::make_unique<MoveSink>(this, state, found.position));
-        ring_.submit(std::move(found.record), std::move(admission), sinks.back().get());
+        CO_TRY(co_await give_up(sequence, std::move(is_it)));
     }
+    co_return outcome;
+}
+
+// All of it, or all of the oldest frame: part of a frame would take room and free none, and a full
+// ring has just enough for one frame.
+media::Admission LocalJournal::admit_move(std::vector<media::Ring::FrameRecord>& records) {
+    uint64_t cost = media::Ring::move_cost_bytes(records);
+    media::Admission admission = ring_.try_admit(cost, Urgency::reappend);
+    if (admission) return admission;
+    std::erase_if(records, [oldest = ring_.tail_sequence()](const auto& found) {
+        return found.position.frame_sequence != oldest;
+    });
+    if (records.empty()) return admission;
+    PROBE("replica.log.move_oldest");
+    cost = media::Ring::move_cost_bytes(records);
+    admission = ring_.try_admit(cost, Urgency::reappend);
+    if (!admission) admission = ring_.try_admit(cost, Urgency::tail);
+    return admission;
+}
+
+Task<Result<void>> LocalJournal::move_records(std::vector<media::Ring::FrameRecord> records) {
+    Result<void> outcome = co_await settle_bad(records);
+    if (!outcome && outcome.error().code() != Code::busy) co_return outcome;
+    // From here to submit_moved() nothing suspends.
+    std::erase_if(records, [this](const auto& found) {
+        return !found.payload_is_good || find_needed(found) == nullptr;
+    });
+    if (records.empty()) co_return outcome;
+    media::Admission admission = admit_move(records);
+    if (!admission) co_return fail(Code::busy, "the journal of {} is full", device_.name());
+    PROBE("replica.log.reappend");
+    std::vector<std::unique_ptr<MoveSink>> sinks;
+    std::vector<media::AppendSink*> told;
+    for (const media::Ring::FrameRecord& found : records) {
+        sinks.push_back(std::make_unique<MoveSink>(this, find_needed(found), found.position));
+        told.push_back(sinks.back().get());
+    }
+    ring_.submit_moved(std::move(records), std::move(admission), told);
     for (const auto& sink : sinks) {
         Result<void> moved = co_await sink->done.take();
         if (!moved) outcome = std::move(moved);

@@ -79,6 +79,8 @@ class LocalJournal final : public Journal {
     Task<Result<void>> reappend_tail();
     VolumeState* find_needed(const media::Ring::FrameRecord& found);
     Task<Result<void>> move_records(std::vector<media::Ring::FrameRecord> records);
+    Task<Result<void>> settle_bad(const std::vector<media::Ring::FrameRecord>& records);
+    media::Admission admit_move(std::vector<media::Ring::FrameRecord>& records);
 
     // local_journal_damage.cc
     // Which entries of one frame cannot be read back any more.

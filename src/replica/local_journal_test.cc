@@ -247,9 +247,9 @@ TEST_F(JournalTest, WritersThatWaitForATailGoOnWhenOthersHaveDrained) {
     std::vector<Lsn> last;
     for (uint64_t volume = 2; volume < 5; ++volume) {
         logs.push_back(open(VolumeId(volume), 1));
-        for (int i = 0; i < 28; ++i)
+        for (int i = 0; i < 26; ++i)
             put(*logs.back(), write_of(1, i, 32));
-        last.push_back(Lsn(28));
+        last.push_back(Lsn(26));
     }
     auto waiting = open(VolumeId(5), 1);
     int done = 0;
