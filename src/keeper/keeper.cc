@@ -63,6 +63,11 @@ void Keeper::start() {
 
 Task<void> Keeper::stop() {
     stopping_ = true;
+    // Nothing drains any more: whoever waits for that hears so.
+    const Error why = volume::background_stopped();
+    if (overlay_ != nullptr) overlay_->note_failure(why);
+    for (const EntryPtr& entry : entries_now())
+        entry->volume->refuse_waiting(why);
     drain_work_.wake_all();
     upkeep_work_.wake_all();
     ++room_rounds_;
@@ -102,8 +107,7 @@ Task<void> Keeper::closing(Volume& volume) {
 void Keeper::wants(Volume& volume) {
     auto it = entries_.find(&volume);
     if (stopping_ && overlay_ != nullptr) {
-        // Nothing drains any more: whoever would wait for it hears so.
-        overlay_->note_failure(Error(Code::stopping, "the node is stopping"));
+        overlay_->note_failure(volume::background_stopped());
         return;
     }
     if (it == entries_.end()) return;

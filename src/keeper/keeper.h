@@ -76,6 +76,7 @@ class Keeper final : public volume::Background {
     void share_journal(replica::Journal& journal);
     // Ends within a step and a tick. Volumes still open are forgotten.
     runtime::Task<void> stop() override;
+    bool is_stopped() const override { return stopping_; }
 
     void opened(volume::Volume& volume) override;
     runtime::Task<void> closing(volume::Volume& volume) override;

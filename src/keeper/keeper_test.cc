@@ -194,6 +194,44 @@ TEST_F(KeeperTest, SealsThatFillTheShareOfTheJournalAreCheckpointed) {
     rig->expect_all();
 }
 
+Task<void> write_until_error(Rig& rig, uint64_t offset, std::optional<Error>* error) {
+    Result<void> outcome;
+    while (outcome)
+        outcome = co_await rig.write(offset, 64 * kKiB);
+    error->emplace(std::move(outcome).error());
+}
+
+// Who waits for room in the journal when the keeper stops, or comes later, waits for nothing.
+TEST_F(KeeperTest, WritersThatWaitForTheJournalAreRefusedWhenTheKeeperStops) {
+    RigOptions options;
+    options.overlay_bytes = 64 * kMiB;
+    rig = std::make_unique<Rig>(5, options);
+    keeper = std::make_unique<Keeper>(rig->world.env());
+    rig->background = keeper.get();
+    rig->make();
+    keeper->opened(*rig->volume);  // not started: nobody drains
+    std::optional<Error> errors[8];
+    auto start = [&](size_t i) {
+        runtime::spawn(rig->world.env().executor, write_until_error(*rig, i * kMiB, &errors[i]));
+    };
+    for (size_t i = 0; i < 4; ++i)
+        start(i);
+    rig->world.run_for(std::chrono::minutes(2));
+    for (size_t i = 0; i < 4; ++i)
+        ASSERT_FALSE(errors[i].has_value()) << errors[i]->text();
+    rig->world.run(keeper->stop());
+    for (size_t i = 4; i < 8; ++i)
+        start(i);
+    rig->world.run_for(std::chrono::milliseconds(10));
+    for (const auto& error : errors) {
+        ASSERT_TRUE(error.has_value());
+        EXPECT_EQ(error->code(), Code::stopping) << error->text();
+        EXPECT_NE(error->message().find("the node is stopping"), std::string::npos);
+    }
+    EXPECT_FALSE(rig->volume->faulted().has_value());
+    rig->expect_all();
+}
+
 TEST_F(KeeperTest, AWriterHearsOfDrainsThatFailAndGoesOnLater) {
     for (uint64_t overlay_bytes : {2 * kMiB, 64 * kMiB}) {
         RigOptions options;

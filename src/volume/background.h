@@ -1,5 +1,6 @@
 #pragma once
 
+#include "base/result.h"
 #include "runtime/task.h"
 
 namespace peplos::volume {
@@ -27,9 +28,19 @@ class Background {
     // Many may wait at once. Never called from the background's own work.
     virtual runtime::Task<bool> make_room() = 0;
 
-    // Ends all background work for good; waits. Fabric calls it when no I/O runs any more and
-    // before the devices close. closing() is still allowed.
+    // Nothing is drained any more, for good: whoever needs room that only that makes is refused.
+    virtual bool is_stopped() const { return false; }
+
+    // Ends all background work for good; waits. Who waits for room gets `stopping`. Fabric calls it
+    // when no I/O runs any more and before the devices close. closing() is still allowed.
     virtual runtime::Task<void> stop() = 0;
 };
+
+// What those are told who need room when nothing makes any more.
+inline Error background_stopped() {
+    return Error(Code::stopping,
+                 "the node is stopping: nothing makes room any more, so this was refused; repeat "
+                 "it once the node runs again");
+}
 
 }  // namespace peplos::volume

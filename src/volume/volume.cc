@@ -302,6 +302,10 @@ Task<Result<void>> Volume::destroy(Resources& resources, VolumeId volume) {
     co_return Result<void>{};
 }
 
+void Volume::refuse_waiting(const Error& why) {
+    core_->log->refuse_waiting(why, replica::VolumeLog::Waiting::own);
+}
+
 Task<Result<void>> Volume::close() {
     if (core_->stopping) co_return Result<void>{};
     Result<void> outcome;

@@ -165,6 +165,8 @@ class Volume final : public BlockDevice {
     // Brings what is acknowledged now into segments and trims the journal. At most one segment's
     // worth is in memory beside the overlay. Errors: no_space (nothing changed), io_error, ...
     runtime::Task<Result<void>> drain();
+    // Writers that wait for room in the journal get `why` instead: nothing is coming.
+    void refuse_waiting(const Error& why);
     // Writes changed map pages and a root, then lets go of what only the old root needed.
     runtime::Task<Result<void>> checkpoint();
     // Removes dead segments that the newest root allows; cheap when there are none.

@@ -152,6 +152,8 @@ Task<Result<replica::Admission>> VolumeCore::admit(const Record& record) {
     Patience patience;
     for (;;) {
         CO_TRY(alive());
+        if (resources.background != nullptr && resources.background->is_stopped())
+            co_return fail(background_stopped());
         ++waiting;
         noticed = false;
         notice();
