@@ -20,9 +20,6 @@ constexpr int kReadAttempts = 3;
 // tail passes over it.
 constexpr Duration kOwnerPatience = std::chrono::seconds(10);
 constexpr Duration kLookAgainAfter = std::chrono::seconds(1);
-// More LSNs than frames that nobody can read may have held: who goes on behind this meets none of
-// them, should the device give them again one day.
-constexpr uint64_t kWriteOffLsns = 1 << 20;
 
 }  // namespace
 
@@ -95,7 +92,7 @@ bool LocalJournal::is_known_here(const OpenRequest& request) const {
 // that everything up to there is covered.
 Task<Result<void>> LocalJournal::write_off(VolumeState& state, std::string reason) {
     PROBE("replica.log.written_off");
-    const Lsn end(state.last_lsn.value + kWriteOffLsns);
+    const Lsn end(state.last_lsn.value + write_off_lsns(ring_.ring_bytes()));
     LOG_WARN("journal's loss is accepted volume={} last_lsn={} goes_on_behind={} reason=\"{}\"",
              state.id, state.last_lsn, end, reason);
     CO_TRY(co_await write_damage(state, end, 0));

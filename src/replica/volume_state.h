@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <optional>
 #include <string>
@@ -163,6 +164,14 @@ struct VolumeState {
     std::vector<const Retained*> in_order() const;
     uint64_t record_count() const { return data.size() + meta.size() + (root ? 1 : 0); }
 };
+
+// More LSNs than frames that nobody can read may have held, were they the whole ring and full of
+// the smallest records: who goes on behind this meets none of them, should the device give them
+// again.
+constexpr uint64_t write_off_lsns(uint64_t ring_bytes) {
+    constexpr uint64_t kLeast = 1 << 20;
+    return std::max(kLeast, ring_bytes / format::kRecordHeaderBytes);
+}
 
 // A record of that state: fence, root or damage.
 format::Record state_record(const VolumeState& state, format::RecordType type,
