@@ -106,6 +106,8 @@ class LocalNode final : public Node {
         bool is_damaged = false;                  // its device stays on the host, for a repair
         bool is_unreadable = false;               // damage keeps it closed: `problem` says what
         std::optional<control::LossRecord> loss;  // what its user accepted last
+        std::optional<volume::LossReport>
+            shown;          // what a recovery would have cost, when last asked
         bool gone = false;  // removed; whoever waited for the lock finds nothing
 
         const control::VolumeRecord& record() const { return stored.record; }

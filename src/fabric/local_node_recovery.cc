@@ -78,15 +78,25 @@ Task<Result<RecoveryReport>> LocalNode::recover_entry(EntryPtr entry, Loss loss)
     if (report.is_whole) {
         entry->problem.clear();
         entry->is_unreadable = false;
+        entry->shown.reset();
         report.message = fmt::format("nothing keeps volume {} closed: mount it again", name);
         co_return report;
     }
     if (loss == Loss::show) {
+        entry->shown = std::move(found);
         report.message = fmt::format(
             "nothing was changed; to go on without what is lost, for good: peplos volume recover "
             "{} --accept-loss",
             name);
         co_return report;
+    }
+    // Who accepts means what was shown.
+    if (entry->shown && found.is_worse_than(*entry->shown)) {
+        co_return fail(
+            Code::busy,
+            "volume {}: more would be lost now than was shown; nothing was given up; look "
+            "again: peplos volume recover {}",
+            name, name);
     }
     control::LossRecord record;
     record.accepted_at_s = env_.clock.wall_now().time_since_epoch().count() / kNanosecondsPerSecond;
@@ -99,6 +109,7 @@ Task<Result<RecoveryReport>> LocalNode::recover_entry(EntryPtr entry, Loss loss)
     report = report_of(std::move(found));
     report.is_done = true;
     record.is_done = true;
+    entry->shown.reset();
     entry->problem.clear();
     entry->is_unreadable = false;
     report.message = fmt::format(

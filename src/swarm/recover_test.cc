@@ -186,6 +186,36 @@ TEST_F(Recover, ALostEndOfTheJournalIsAcceptedVolumeByVolume) {
     shut_down();
 }
 
+// Between the plan and its acceptance more was damaged: that is shown before it is given up.
+TEST_F(Recover, MoreThanWasShownIsNotGivenUp) {
+    make();
+    VolumeId hurt = info("hurt").id;
+    world.run_for(std::chrono::seconds(1));
+    shut_down();
+    corrupt_pages(hurt, format::PageKind::interior);
+    boot();
+    auto shown = recover("hurt", Loss::show);
+    ASSERT_TRUE(shown) << shown.error().text();
+    EXPECT_TRUE(shown->losses.empty());
+    corrupt_pages(hurt, format::PageKind::leaf);
+    for (int i = 0; i < 2; ++i) {
+        auto refused = recover("hurt", Loss::accept);
+        ASSERT_FALSE(refused);
+        EXPECT_EQ(refused.error().code(), Code::busy);
+        EXPECT_NE(refused.error().message().find("peplos volume recover hurt"), std::string::npos);
+        EXPECT_FALSE(mount("hurt"));
+        EXPECT_EQ(info("hurt").recovered_at, WallTime{});
+    }
+    shown = recover("hurt", Loss::show);
+    ASSERT_TRUE(shown && !shown->losses.empty());
+    auto done = recover("hurt", Loss::accept);
+    ASSERT_TRUE(done) << done.error().text();
+    EXPECT_TRUE(done->is_done);
+    ASSERT_TRUE(mount("hurt"));
+    EXPECT_NE(read("hurt", 0).find("is lost"), std::string::npos);
+    shut_down();
+}
+
 // What a mounted file system has in memory would not fit what is left below it.
 TEST_F(Recover, AVolumeThatTheHostStillHasIsLeftAlone) {
     make();

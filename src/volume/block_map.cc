@@ -6,6 +6,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "volume/checkpoint.h"
+#include "volume/patient_read.h"
 
 namespace peplos::volume {
 
@@ -20,8 +21,11 @@ constexpr uint64_t kBlockCountMax = limits::kVolumeBytesMax / kBlockBytes;
 // Steps between two turns of the executor: about 100 us of work.
 constexpr size_t kStepsPerTurn = 512;
 
-// A page that is not what it should be, or that its device does not give.
-bool is_damage(Code code) {
+// A page that is not what it should be, or that its device does not give. Narrower than
+// is_damage(): a map segment that is not found is on a device that is not here, and comes back with
+// it. A change that lost its leaves would be final, where a salvage has shown it to somebody who
+// accepts it.
+bool is_page_damage(Code code) {
     return code == Code::corrupt || code == Code::io_error;
 }
 
@@ -264,7 +268,7 @@ Task<Result<void>> BlockMap::fetch_all(std::vector<uint64_t> leaf_indexes,
 Task<Result<void>> BlockMap::fetch_to_change(std::vector<uint64_t> leaf_indexes,
                                              std::vector<LeafPin>* pins) {
     auto fetched = co_await fetch_all(leaf_indexes, pins);
-    if (fetched || !is_damage(fetched.error().code())) co_return fetched;
+    if (fetched || !is_page_damage(fetched.error().code())) co_return fetched;
     pins->clear();
     for (uint64_t leaf_index : leaf_indexes) {
         CO_TRY_ASSIGN(LeafPin pin, co_await fetch_or_lose(leaf_index));
@@ -276,7 +280,7 @@ Task<Result<void>> BlockMap::fetch_to_change(std::vector<uint64_t> leaf_indexes,
 Task<Result<LeafPin>> BlockMap::fetch_or_lose(uint64_t leaf_index) {
     for (;;) {
         Result<LeafPin> pin = co_await fetch(leaf_index);
-        if (pin || !is_damage(pin.error().code())) co_return pin;
+        if (pin || !is_page_damage(pin.error().code())) co_return pin;
         // A reader tries again: what it finds counts, and it must not meet a leaf made meanwhile.
         if (loading_.contains(leaf_index)) continue;
         auto loading = std::make_shared<Loading>();
@@ -291,13 +295,8 @@ Task<Result<LeafPin>> BlockMap::fetch_or_lose(uint64_t leaf_index) {
 // Whether the leaf stays unreadable while its device answers otherwise: a device that answers
 // nothing at all takes nothing away.
 Task<Result<void>> BlockMap::read_or_lose(uint64_t leaf_index) {
-    Result<void> read;
-    bool is_proven = true;  // by its checksum, each time
-    for (int attempt = 0; attempt < 3; ++attempt) {
-        read = co_await read_leaf(leaf_index);
-        if (read || !is_damage(read.error().code())) co_return read;
-        is_proven = is_proven && read.error().code() == Code::corrupt;
-    }
+    auto [read, is_proven] = co_await read_patiently([&] { return read_leaf(leaf_index); });
+    if (read || !is_page_damage(read.error().code())) co_return std::move(read);
     const PageSlot page = slot_of(leaf_index)->page;
     if (const SegmentEntry* segment = segments_.find(page.place.segment_index())) {
         const SegmentId id = segment->id;

@@ -183,6 +183,9 @@ Task<Result<void>> Checkpoint::make_room() {
 
 void Checkpoint::push(Kind kind, uint64_t key, uint32_t bytes, uint32_t crc, uint32_t generation) {
     CHECK(bytes % format::kPlaceUnitBytes == 0 && bytes <= format::kPageBytesMax);
+    const auto is_leaf = [](Kind k) { return k == Kind::leaf || k == Kind::moved_leaf; };
+    CHECK(items_.empty() || is_leaf(items_.back().kind) == is_leaf(kind),
+          "leaves share no run of pages, and so no block, with other pages");
     const Place place = Place::make(format::PlaceKind::page, 0, 0, bytes / format::kPlaceUnitBytes);
     items_.push_back({kind, key, used_, {place, crc, generation}});
     used_ += bytes;

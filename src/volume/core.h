@@ -215,6 +215,7 @@ struct VolumeCore {
     std::unique_ptr<Salvage> salvage;  // only in Volume::recover()
     Task<Result<void>> start_salvage(replica::OnLoss on_loss);
     Task<Result<void>> name_unplaced_segments(const replica::LogTail& tail);
+    Task<Result<void>> check_payloads();
     Task<Result<void>> finish_salvage();
     Task<Result<void>> load_map(RootRef ref);
     void make_map();

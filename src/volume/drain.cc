@@ -157,20 +157,20 @@ Task<Result<std::vector<SegmentBlock>>> Drain::load(size_t first, size_t count) 
 // again. What the device does not give now is asked for again by the next drain, for a while.
 Task<Result<void>> Drain::read_reference(SegmentHandle handle, format::Place place,
                                          SegmentBlock& block) {
-    Result<void> read;
-    bool is_proven = true;
-    for (int attempt = 0; attempt < 3; ++attempt) {
-        read = co_await handle.store->read(handle.pin, place.offset_bytes(), block.data);
-        if (read && crc32c(block.data.bytes()) == block.crc) co_return read;
-        is_proven = is_proven && read.has_value();
-    }
-    const Time now = core_.resources.env.clock.now();
-    if (!is_proven) {
+    auto read =
+        co_await read_patiently([&] { return read_block(handle, place, block.crc, block.data); });
+    if (read.outcome) co_return std::move(read.outcome);
+    bool is_given_up = read.is_proven;
+    if (core_.salvage) {
+        // Whoever accepts a loss has waited long enough, and gives up what was shown, no more.
+        is_given_up = core_.salvage->gives_up_payload(block.lba.value);
+    } else if (!is_given_up) {
+        const Time now = core_.resources.env.clock.now();
         auto [since, is_new] = core_.unread_references.try_emplace(block.lba.value, now);
-        is_proven = now - since->second >= kUnreadPatience;
+        is_given_up = now - since->second >= kUnreadPatience;
     }
     // One block that cannot be read is no reason to take the volume out of service.
-    if (!is_proven) co_return fail(Code::corrupt, "{}", read.error().message());
+    if (!is_given_up) co_return fail(Code::corrupt, "{}", read.outcome.error().message());
     PROBE("volume.drain.bad_reference");
     LOG_ERROR("block lost volume={} lba={} why=\"{}\"", core_.params.id, block.lba,
               core_.corrupt_block(handle, place, block.lba).message());

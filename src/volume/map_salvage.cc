@@ -1,6 +1,8 @@
 #include "volume/map_salvage.h"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 
 #include "base/fault.h"
 #include "volume/salvage.h"
@@ -46,13 +48,11 @@ Task<Result<void>> MapSalvage::scan_segment(SegmentId id, uint64_t bytes) {
         if (!is_damage(read.error().code())) co_return read;
         for (uint64_t i = 0; i < piece.size(); i += kBlockBytes) {
             Buffer block = piece.slice(i, kBlockBytes);
-            for (int attempt = 0; attempt < kReadAttempts; ++attempt) {
-                read = co_await map_.store_.read(id, at + i, block);
-                if (read) break;
-            }
-            if (read) continue;
+            auto again =
+                co_await read_patiently([&] { return map_.store_.read(id, at + i, block); });
+            if (again.outcome) continue;
             std::memset(block.data(), 0, block.size());
-            unknown_.emplace(id, at + i);
+            unreadable_.emplace(id, at + i);
         }
     }
     walk(id, std::as_const(whole).bytes());
@@ -63,9 +63,9 @@ void MapSalvage::walk(SegmentId id, Bytes bytes) {
     for (uint64_t at = format::kSegmentDataOffset; at + format::kPlaceUnitBytes <= bytes.size();) {
         auto page = format::outline_page(bytes.subspan(at));
         if (!page) {
-            Bytes unit = bytes.subspan(at, format::kPlaceUnitBytes);
-            if (std::ranges::any_of(unit, [](std::byte b) { return b != std::byte{}; }))
-                unknown_.emplace(id, round_down(at, kBlockBytes));
+            static constexpr std::array<std::byte, format::kPlaceUnitBytes> kZeros{};
+            if (std::memcmp(bytes.data() + at, kZeros.data(), kZeros.size()) != 0)
+                unknown_.emplace(id, at);
             at += format::kPlaceUnitBytes;
             continue;
         }
@@ -78,9 +78,10 @@ void MapSalvage::walk(SegmentId id, Bytes bytes) {
     }
 }
 
-// A page that is known to be lost explains its blocks.
+// A page that is known to be lost explains its own bytes, and a block that cannot be read at all:
+// a checkpoint puts leaves into no block that another kind of page is in (Checkpoint::push).
 void MapSalvage::explain(SegmentId id, uint64_t offset, uint64_t bytes) {
-    for (uint64_t at = round_down(offset, kBlockBytes); at < offset + bytes; at += kBlockBytes)
+    for (uint64_t at = offset; at < offset + bytes; at += format::kPlaceUnitBytes)
         explained_.emplace(id, at);
 }
 
@@ -92,9 +93,15 @@ void MapSalvage::explain(const PageSlot& slot) {
 // Bytes of a map segment that the map uses, which are no page that can be read, and no page that is
 // known to be lost: they may have been the newest of a leaf.
 bool MapSalvage::has_unknown_bytes() const {
-    return std::ranges::any_of(unknown_, [this](const auto& place) {
-        return !explained_.contains(place) && index_of(place.first).has_value();
-    });
+    std::set<std::pair<SegmentId, uint64_t>> explained_blocks;
+    for (const auto& [id, at] : explained_)
+        explained_blocks.emplace(id, round_down(at, kBlockBytes));
+    auto is_doubtful = [this](const auto& places, const auto& explained) {
+        return std::ranges::any_of(places, [&](const auto& place) {
+            return !explained.contains(place) && index_of(place.first).has_value();
+        });
+    };
+    return is_doubtful(unknown_, explained_) || is_doubtful(unreadable_, explained_blocks);
 }
 
 std::optional<uint32_t> MapSalvage::index_of(SegmentId id) const {
@@ -106,19 +113,16 @@ std::optional<uint32_t> MapSalvage::index_of(SegmentId id) const {
 }
 
 Task<Result<Buffer>> MapSalvage::read_page(const PageSlot& slot) {
-    Result<Buffer> page = co_await map_.reader_.read(slot);
-    for (int i = 1; i < kReadAttempts && !page && is_damage(page.error().code()); ++i)
-        page = co_await map_.reader_.read(slot);
-    co_return page;
+    auto page = co_await read_patiently([&] { return map_.reader_.read(slot); });
+    co_return std::move(page.outcome);
 }
 
 // ---- root ----
 
 Task<Result<RootPage>> MapSalvage::find_root(RootRef ref, RootPage from_record) {
-    Result<RootPage> root = co_await map_.load_root(ref);
-    for (int i = 1; i < kReadAttempts && !root && is_damage(root.error().code()); ++i)
-        root = co_await map_.load_root(ref);
-    if (root || !is_damage(root.error().code())) co_return root;
+    auto read = co_await read_patiently([&] { return map_.load_root(ref); });
+    Result<RootPage>& root = read.outcome;
+    if (root || !is_damage(root.error().code())) co_return std::move(root);
     PROBE("map_salvage.root");
     root_lost_ = true;
     explain(ref.segment, uint64_t{ref.offset_units} * format::kPlaceUnitBytes, ref.bytes);
@@ -189,44 +193,42 @@ Task<Result<void>> MapSalvage::rebuild_root(RootRef ref, RootPage* root) {
 
 // ---- tables and interior pages ----
 
+// Whether the page that the root names could be read, and `load` took it.
+Task<Result<bool>> MapSalvage::load_child(const format::RootChild& child, LoadPage load) {
+    CO_TRY(map_.count_page(child.slot));
+    Result<Buffer> page = co_await read_page(child.slot);
+    if (!page && !is_damage(page.error().code())) co_return fail(std::move(page).error());
+    Result<void> loaded = page ? (map_.*load)(child.key, child.slot, std::as_const(*page).bytes())
+                               : Result<void>(fail(page.error()));
+    if (loaded) co_return true;
+    findings_.push_back(page ? map_.reader_.corrupt_at(child.slot, loaded.error()).message()
+                             : loaded.error().message());
+    explain(child.slot);
+    co_return false;
+}
+
 Task<Result<void>> MapSalvage::load_tables(const RootPage& root) {
     for (const format::RootChild& child : root.segment_pages) {
-        CO_TRY(map_.count_page(child.slot));
-        Result<Buffer> page = co_await read_page(child.slot);
-        if (!page && !is_damage(page.error().code())) co_return fail(std::move(page).error());
-        Result<void> loaded =
-            page ? map_.load_segments(child.key, child.slot, std::as_const(*page).bytes())
-                 : Result<void>(fail(page.error()));
-        if (loaded) continue;
+        CO_TRY_ASSIGN(const bool is_there, co_await load_child(child, &BlockMap::load_segments));
+        if (is_there) continue;
         PROBE("map_salvage.table");
-        findings_.push_back(page ? map_.reader_.corrupt_at(child.slot, loaded.error()).message()
-                                 : loaded.error().message());
         CO_TRY(map_.segments_.restore(child.key, {}, child.slot));
         map_.segments_.pages_[child.key].dirty = true;
         lost_tables_.insert(child.key);
-        explain(child.slot);
     }
     co_return Result<void>{};
 }
 
 Task<Result<void>> MapSalvage::load_interiors(const RootPage& root) {
     for (const format::RootChild& child : root.interiors) {
-        CO_TRY(map_.count_page(child.slot));
-        Result<Buffer> page = co_await read_page(child.slot);
-        if (!page && !is_damage(page.error().code())) co_return fail(std::move(page).error());
-        Result<void> loaded =
-            page ? map_.load_interior(child.key, child.slot, std::as_const(*page).bytes())
-                 : Result<void>(fail(page.error()));
-        if (loaded) continue;
+        CO_TRY_ASSIGN(const bool is_there, co_await load_child(child, &BlockMap::load_interior));
+        if (is_there) continue;
         PROBE("map_salvage.interior");
-        findings_.push_back(page ? map_.reader_.corrupt_at(child.slot, loaded.error()).message()
-                                 : loaded.error().message());
         CO_TRY(co_await scan());
         if (!map_.interiors_[child.key]) map_.make_interior(child.key);
         map_.interiors_[child.key]->page = child.slot;
         map_.interiors_[child.key]->page_dirty = true;
         lost_interiors_.insert(child.key);
-        explain(child.slot);
         find_leaves(child.key);
     }
     co_return Result<void>{};

@@ -59,6 +59,8 @@ class MapSalvage {
     void walk(SegmentId id, Bytes bytes);
     runtime::Task<Result<format::RootPage>> find_root(RootRef ref, format::RootPage from_record);
     runtime::Task<Result<void>> rebuild_root(RootRef ref, format::RootPage* root);
+    using LoadPage = Result<void> (BlockMap::*)(uint64_t key, const PageSlot& slot, Bytes page);
+    runtime::Task<Result<bool>> load_child(const format::RootChild& child, LoadPage load);
     runtime::Task<Result<void>> load_tables(const format::RootPage& root);
     runtime::Task<Result<void>> load_interiors(const format::RootPage& root);
     void find_leaves(uint64_t key);
@@ -81,9 +83,11 @@ class MapSalvage {
     std::set<uint64_t> lost_interiors_;
     std::set<uint32_t> lost_tables_;
     uint64_t unread_leaves_ = 0;
-    // Blocks: what the scan could make nothing of, and what lost pages explain.
+    // Units of places that the scan could make nothing of, and that lost pages explain; blocks that
+    // cannot be read.
     std::set<std::pair<SegmentId, uint64_t>> unknown_;
     std::set<std::pair<SegmentId, uint64_t>> explained_;
+    std::set<std::pair<SegmentId, uint64_t>> unreadable_;
     std::map<uint32_t, uint64_t> counts_;  // entries per data segment, as the leaves say
     std::map<uint32_t, Missing> missing_;
     // Segments whose counts do not agree. Their entries in leaves that the counts would have to

@@ -53,6 +53,7 @@ bool Salvage::admits(const Record& record, const replica::LogTail& tail) {
 
 void Salvage::sum_up(const replica::LogTail& tail) {
     if (!is_cut(tail)) return;
+    report_.kept_lsn = last(tail);
     std::string what = fmt::format(
         "the newest writes: the volume goes back to what it was after its record {}", last(tail));
     if (report_.dropped_records != 0) {
@@ -75,12 +76,11 @@ Task<std::vector<FoundSegment>> find_segments(VolumeCore& core, Lsn sealed_lsn) 
     for (const SegmentId& id : core.find_leftovers()) {
         SegmentHandle handle = core.segments.locate(id);
         if (!handle || handle.pin.info().kind == format::SegmentKind::map) continue;
-        auto sealed = co_await read_index(handle);
-        for (int i = 1; i < kReadAttempts && !sealed; ++i)
-            sealed = co_await read_index(handle);
-        if (!sealed) continue;
-        out.push_back({entry_of(sealed->footer, sealed->footer.entry_count, sealed_lsn),
-                       std::move(sealed->entries)});
+        auto read = co_await read_patiently([&] { return read_index(handle); });
+        if (!read.outcome) continue;
+        SealedIndex& sealed = *read.outcome;
+        out.push_back({entry_of(sealed.footer, sealed.footer.entry_count, sealed_lsn),
+                       std::move(sealed.entries)});
     }
     co_return out;
 }
@@ -117,6 +117,7 @@ Task<Result<void>> VolumeCore::start_salvage(replica::OnLoss on_loss) {
         const uint64_t lost = map->lose_unread();
         salvage->lose(fmt::format("{} blocks of map leaves that cannot be read", lost));
     }
+    CO_TRY(co_await check_payloads());
     salvage->sum_up(tail);
     if (salvage->is_cut(tail)) CO_TRY(co_await name_unplaced_segments(tail));
     salvage->count_lost(map->lost_count());
@@ -138,12 +139,41 @@ Task<Result<void>> VolumeCore::name_unplaced_segments(const replica::LogTail& ta
         newest = std::max(newest, segment.entry.age_lsn);
     }
     if (segment_count == 0) co_return Result<void>{};
+    salvage->give_up(block_count);
     salvage->lose(
         fmt::format("more than the last moment: {} segments with {} blocks of writes up to record "
                     "{} lie on the "
                     "devices, but no record that can be read says that they were drained; going on "
                     "gives them up",
                     segment_count, block_count, newest));
+    co_return Result<void>{};
+}
+
+// Large writes of which the segment cannot be sealed where it is: the drain that this ends with has
+// to write them anew. What of them cannot be read, now and after as many attempts as anywhere,
+// would keep the volume closed for ever.
+Task<Result<void>> VolumeCore::check_payloads() {
+    std::map<uint64_t, OverlayEntry> references;
+    for (const auto& [lba, entry] : overlay.active().blocks) {
+        bool is_adopted = std::ranges::any_of(full_segments, [&entry](const auto& segment) {
+            return segment->index == entry.place.segment_index();
+        });
+        if (entry.is_reference() && !is_adopted) references.emplace(lba, entry);
+    }
+    Buffer into = Buffer::allocate(kBlockBytes);
+    for (const auto& [lba, entry] : references) {
+        const SegmentHandle* found = segments.find(entry.place.segment_index());
+        CHECK(found != nullptr);
+        const SegmentHandle handle = *found;
+        auto read = co_await read_patiently(
+            [&] { return read_block(handle, entry.place, entry.crc, into); });
+        if (read.outcome) continue;
+        if (!is_damage(read.outcome.error().code())) co_return std::move(read.outcome);
+        salvage->find(corrupt_block(handle, entry.place, Lba(lba)).message());
+        salvage->lose(fmt::format("{}, of a large write: {}", describe(lba, lba + 1),
+                                  read.outcome.error().message()));
+        salvage->lose_payload(lba);
+    }
     co_return Result<void>{};
 }
 
@@ -203,10 +233,8 @@ Task<Result<void>> VolumeCore::salvage_map(RootRef ref, const Error& why) {
 
 Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment_patiently(
     Lsn lsn, const SealedSegment& sealed) {
-    auto entries = co_await replay_segment(lsn, sealed);
-    for (int i = 1; i < kReadAttempts && !entries && is_damage(entries.error().code()); ++i)
-        entries = co_await replay_segment(lsn, sealed);
-    co_return entries;
+    auto read = co_await read_patiently([&] { return replay_segment(lsn, sealed); });
+    co_return std::move(read.outcome);
 }
 
 namespace {
@@ -262,11 +290,10 @@ Task<Result<void>> VolumeCore::verify_blocks(const SegmentHandle& handle,
     for (SegmentBlock& block : *blocks) {
         block.data = Buffer::allocate(kBlockBytes);
         Result<void> read = fail(Code::not_found, "its segment is gone");
-        for (int i = 0; i < kReadAttempts && handle; ++i) {
-            read =
-                co_await handle.store->read(handle.pin, block.old_place.offset_bytes(), block.data);
-            if (read && crc32c(std::as_const(block.data).bytes()) == block.crc) break;
-            if (read) read = fail(Code::corrupt, "it does not match its checksum");
+        if (handle) {
+            auto tried = co_await read_patiently(
+                [&] { return read_block(handle, block.old_place, block.crc, block.data); });
+            read = std::move(tried.outcome);
         }
         if (read) {
             good.push_back(std::move(block));

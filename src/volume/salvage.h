@@ -1,21 +1,15 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "format/record.h"
 #include "replica/journal.h"
+#include "volume/patient_read.h"
 #include "volume/volume.h"
 
 namespace peplos::volume {
-
-// A device may fail a read and give the same bytes right the next time.
-inline constexpr int kReadAttempts = 3;
-
-// Bytes that are not what they should be, or that the device does not give.
-constexpr bool is_damage(Code code) {
-    return code == Code::corrupt || code == Code::io_error || code == Code::not_found;
-}
 
 // What opening a volume in spite of damage has found out. Plain decisions, no I/O.
 class Salvage {
@@ -25,12 +19,9 @@ class Salvage {
     bool is_final() const { return on_loss_ == replica::OnLoss::accept; }
     void find(std::string what) { report_.findings.push_back(std::move(what)); }
     void lose(std::string what) { report_.losses.push_back(std::move(what)); }
-    void count_lost(uint64_t blocks) { report_.lost_blocks = blocks; }
-    bool is_worse_than(const LossReport& shown) const {
-        return report_.lost_blocks > shown.lost_blocks ||
-               report_.dropped_blocks > shown.dropped_blocks ||
-               report_.losses.size() > shown.losses.size();
-    }
+    void count_lost(uint64_t blocks) { report_.lost_blocks = blocks + unread_.size(); }
+    void give_up(uint64_t blocks) { report_.given_up_blocks += blocks; }
+    const LossReport& report() const { return report_; }
     LossReport take_report() { return std::move(report_); }
 
     // Whether the replay takes this record: data only before the first hole. Each record names the
@@ -53,6 +44,11 @@ class Salvage {
     // Says what the journal lost, once the replay has ended.
     void sum_up(const replica::LogTail& tail);
 
+    // A block of a large write that the drain at the end has to write anew and cannot read: that
+    // gives it up.
+    void lose_payload(uint64_t lba) { unread_.insert(lba); }
+    bool gives_up_payload(uint64_t lba) const { return unread_.contains(lba); }
+
     // What the log still holds of drained records; read once, when first needed.
     std::optional<std::vector<format::Record>> drained;
     Lsn drained_before;     // what the seals replayed so far have drained
@@ -67,6 +63,7 @@ class Salvage {
     Lsn before_last_;  // the one before
     Lsn lost_meta_;
     std::optional<Lsn> cut_;  // the last data record that counts
+    std::set<uint64_t> unread_;
 };
 
 }  // namespace peplos::volume

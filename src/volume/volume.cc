@@ -273,7 +273,7 @@ Task<Result<LossReport>> Volume::recover(Resources& resources, VolumeParams para
     CHECK(on_loss != replica::OnLoss::refuse);
     auto core = std::make_unique<VolumeCore>(resources, params);
     auto outcome = co_await core->start_salvage(on_loss);
-    if (outcome && accepted && core->salvage->is_worse_than(*accepted)) {
+    if (outcome && accepted && core->salvage->report().is_worse_than(*accepted)) {
         outcome = fail(Code::busy,
                        "volume {}: more is lost now than was shown a moment before; look again",
                        params.id);

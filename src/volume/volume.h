@@ -52,7 +52,15 @@ struct LossReport {
     uint64_t lost_blocks = 0;      // that read as errors until they are written or trimmed
     uint64_t dropped_records = 0;  // acknowledged, readable, and behind a hole in the journal
     uint64_t dropped_blocks = 0;   // that these wrote
+    uint64_t given_up_blocks = 0;  // drained, into segments that nothing names any more
+    Lsn kept_lsn{UINT64_MAX};      // the journal counts up to here; all of it, unless it is cut
     bool is_whole() const { return findings.empty(); }
+    // More would be lost than that says.
+    bool is_worse_than(const LossReport& shown) const {
+        return lost_blocks > shown.lost_blocks || dropped_blocks > shown.dropped_blocks ||
+               given_up_blocks > shown.given_up_blocks || kept_lsn < shown.kept_lsn ||
+               losses.size() > shown.losses.size();
+    }
 };
 
 // How near a volume is to its bounds: what the keeper schedules by. All O(1).

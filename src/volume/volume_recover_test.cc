@@ -211,6 +211,51 @@ TEST(VolumeRecover, WhatFollowsAHoleIsDroppedAndCounted) {
     rig.expect_all();
 }
 
+// What is accepted is what was shown: nothing more goes with it.
+TEST(VolumeRecover, MoreThanWasShownIsNotGivenUp) {
+    for (bool is_journal : {false, true}) {
+        SCOPED_TRACE(is_journal);
+        Rig rig(8);
+        fill(rig);
+        std::vector<uint64_t> spoilt;  // one byte of each: at first one, later the other
+        if (is_journal) {
+            ASSERT_TRUE(rig.world.run(rig.write(28 * kKiB, kBlockBytes)));
+            for (uint64_t offset : {32 * kKiB, 36 * kKiB}) {
+                Buffer data = Buffer::zeroed(kBlockBytes);
+                ASSERT_TRUE(rig.world.run(rig.volume->write(offset, data)));
+                uint64_t newest = rig.device->ring().newest_sequence();
+                spoilt.push_back(rig.device->ring().device_offset_of({newest, 0, 0}) + kBlockBytes);
+            }
+            std::ranges::reverse(spoilt);
+        } else {
+            SegmentView segment = drain_more(rig);
+            uint64_t begin = device_offset(rig, segment.id);
+            make_unreadable(rig, begin + index_offset(rig, segment));
+            for (uint64_t block : {0, 3})
+                spoilt.push_back(begin + format::segment_block_offset(block) + 5);
+        }
+        rig.stop();
+        rig.world.disk(Rig::kPath).corrupt(spoilt[0]);
+        rig.start_node();
+        LossReport shown = recover_ok(rig, OnLoss::look);
+        ASSERT_FALSE(shown.losses.empty());
+        rig.world.disk(Rig::kPath).corrupt(spoilt[1]);
+        for (int i = 0; i < 2; ++i) {
+            auto refused = rig.world.run(rig.recover_volume(OnLoss::accept, shown));
+            ASSERT_FALSE(refused);
+            EXPECT_EQ(refused.error().code(), Code::busy) << refused.error().text();
+            EXPECT_FALSE(rig.try_open());
+        }
+        LossReport more = recover_ok(rig, OnLoss::look);
+        EXPECT_TRUE(more.is_worse_than(shown));
+        EXPECT_FALSE(shown.is_worse_than(more));
+        auto done = rig.world.run(rig.recover_volume(OnLoss::accept, more));
+        ASSERT_TRUE(done) << done.error().text();
+        rig.open();
+        EXPECT_EQ(expect_all_but_lost(rig), more.lost_blocks);
+    }
+}
+
 // ---- the map ----
 
 // Several checkpoints, one leaf written anew, one trimmed empty, something undrained.

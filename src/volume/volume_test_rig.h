@@ -157,9 +157,11 @@ class Rig {
         auto opened = try_open(is_new);
         ASSERT_TRUE(opened) << opened.error().text();
     }
-    Task<Result<LossReport>> recover_volume(replica::OnLoss on_loss) {
+    Task<Result<LossReport>> recover_volume(replica::OnLoss on_loss,
+                                            std::optional<LossReport> accepted = std::nullopt) {
         VolumeParams params = next_params();
-        co_return co_await Volume::recover(*resources, std::move(params), on_loss);
+        co_return co_await Volume::recover(*resources, std::move(params), on_loss,
+                                           std::move(accepted));
     }
     // The clean way down of the whole node.
     void stop() {
