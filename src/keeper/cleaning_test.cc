@@ -1,10 +1,9 @@
 #include "format/segment_layout.h"
 #include "keeper/clean_policy.h"
-#include "keeper/keeper.h"
+#include "keeper/keeper_test_rig.h"
 #include "sim/fault_plan.h"
 #include "volume/lifetime.h"
 #include "volume/segment_writer.h"
-#include "volume/volume_test_rig.h"
 
 namespace peplos::keeper {
 namespace {
@@ -58,27 +57,8 @@ TEST(CleanPolicy, GainsWhatItSaysAlsoFromSegmentsThatAreMostlyAlive) {
     EXPECT_EQ(reclaimable_units(std::vector{segment}, 0.8), 0u);
 }
 
-class CleaningTest : public testing::Test {
+class CleaningTest : public KeptVolume {
   protected:
-    void make(RigOptions options, KeeperOptions keeper_options = {}) {
-        rig = std::make_unique<Rig>(5, options);
-        keeper = std::make_unique<Keeper>(rig->world.env(), keeper_options);
-        rig->background = keeper.get();
-        rig->make();
-        keeper->start();
-        keeper->opened(*rig->volume);
-        volume_bytes = options.volume_bytes;
-    }
-    void end() {
-        if (!rig || !rig->volume) return;
-        rig->world.run(keeper->closing(*rig->volume));
-        rig->world.run(rig->volume->stop());
-        rig->world.run(keeper->stop());
-        rig->volume.reset();
-        rig->stop_node();
-    }
-    void TearDown() override { end(); }
-
     void fill(uint64_t bytes) {
         for (uint64_t at = 0; at < bytes; at += kMiB) {
             auto written = rig->world.run(rig->write(at, kMiB));
@@ -154,10 +134,10 @@ class CleaningTest : public testing::Test {
         Load load{.chunk_bytes = 32 * kKiB,
                   .hot_permille = hot_permille,
                   .content = Buffer::zeroed(32 * kKiB)};
-        load.writes_left = turns * volume_bytes / load.chunk_bytes;
+        load.writes_left = turns * options.volume_bytes / load.chunk_bytes;
         run(load);
         volume::VolumeStats before = rig->volume->stats();
-        load.writes_left = turns * volume_bytes / load.chunk_bytes / 2;
+        load.writes_left = turns * options.volume_bytes / load.chunk_bytes / 2;
         run(load);
         volume::VolumeStats after = rig->volume->stats();
         splits = faults.probe_count("volume.drain.split");
@@ -165,10 +145,6 @@ class CleaningTest : public testing::Test {
         return double(after.relocated_bytes - before.relocated_bytes) /
                double(after.drained_bytes - before.drained_bytes);
     }
-
-    uint64_t volume_bytes = 0;
-    std::unique_ptr<Rig> rig;
-    std::unique_ptr<Keeper> keeper;
 };
 
 // What that gains depends on the sizes and is measured, not promised: docs/performance.md.
@@ -196,7 +172,7 @@ TEST_F(CleaningTest, OverwritesGoOnAt85PercentLive) {
     options.volume_bytes = 242 * kMiB;
     options.overlay_bytes = 16 * kMiB;
     make(options);
-    fill(volume_bytes);
+    fill(options.volume_bytes);
     ASSERT_NEAR(live_share(), 0.85, 0.01);
     Load load{.writes_left = 8000, .chunk_bytes = 2 * kBlockBytes};
     run(load);

@@ -1,9 +1,7 @@
-#include "keeper/keeper.h"
-
 #include "format/segment_layout.h"
 #include "keeper/clean_policy.h"
+#include "keeper/keeper_test_rig.h"
 #include "keeper/scrub.h"
-#include "volume/volume_test_rig.h"
 
 namespace peplos::keeper {
 namespace {
@@ -43,27 +41,7 @@ TEST(CleanPolicy, KeepsLifetimeClassesApartAndGainsUnits) {
     EXPECT_FALSE(choose_segments(std::vector{view(4, 1, 1990, 8)}, 0.25, 32).has_value());
 }
 
-class KeeperTest : public testing::Test {
-  protected:
-    void make(RigOptions options, KeeperOptions keeper_options = {}) {
-        rig = std::make_unique<Rig>(5, options);
-        keeper = std::make_unique<Keeper>(rig->world.env(), keeper_options);
-        rig->background = keeper.get();
-        rig->make();
-        keeper->start();
-        keeper->opened(*rig->volume);
-    }
-    void TearDown() override {
-        if (!rig || !rig->volume) return;
-        rig->world.run(keeper->closing(*rig->volume));
-        rig->world.run(rig->volume->stop());
-        rig->world.run(keeper->stop());
-        rig->volume.reset();
-        rig->stop_node();
-    }
-    std::unique_ptr<Rig> rig;
-    std::unique_ptr<Keeper> keeper;
-};
+using KeeperTest = KeptVolume;
 
 TEST_F(KeeperTest, DrainsWhatWritersPileUp) {
     RigOptions options;
@@ -205,11 +183,7 @@ Task<void> write_until_error(Rig& rig, uint64_t offset, std::optional<Error>* er
 TEST_F(KeeperTest, WritersThatWaitForTheJournalAreRefusedWhenTheKeeperStops) {
     RigOptions options;
     options.overlay_bytes = 64 * kMiB;
-    rig = std::make_unique<Rig>(5, options);
-    keeper = std::make_unique<Keeper>(rig->world.env());
-    rig->background = keeper.get();
-    rig->make();
-    keeper->opened(*rig->volume);  // not started: nobody drains
+    make(options, {}, Start::never);  // nobody drains
     std::optional<Error> errors[8];
     auto start = [&](size_t i) {
         runtime::spawn(rig->world.env().executor, write_until_error(*rig, i * kMiB, &errors[i]));

@@ -1,69 +1,17 @@
-#include <gtest/gtest.h>
-
 #include "format/segment_layout.h"
 #include "format/superblock.h"
-#include "swarm/daemon.h"
+#include "swarm/damaged_node.h"
 
 namespace peplos::swarm {
 namespace {
 
-constexpr const char* kDisk = "/disk0";
-
-// A whole node, one part of the map of one of its volumes corrupt.
-class LostLeaf : public testing::Test {
+// One part of the map of the volume is corrupt.
+class LostLeaf : public DamagedNode {
   protected:
-    void boot() {
-        daemon = std::make_unique<SimDaemon>(world.env(), store, plan(), host);
-        auto started = world.run(daemon->node.start());
-        ASSERT_TRUE(started) << started.error().text();
-    }
-    // Every write is drained, and every drain is soon followed by a checkpoint.
-    void settle_and_stop() {
-        world.run_for(std::chrono::seconds(1));
-        shut_down();
-    }
-    void shut_down() {
-        world.run(daemon->stop());
-        daemon.reset();
-        host.lose_host();
-    }
-    void make() {
-        boot();
-        ASSERT_TRUE(world.run(daemon->node.add_device(kDisk, 256 * kMiB, "ssd")));
-        for (const char* name : {"hurt", "whole"}) {
-            fabric::VolumeSpec spec;
-            spec.name = name;
-            spec.size_bytes = 16 * kMiB;
-            ASSERT_TRUE(world.run(daemon->node.create_volume(spec)));
-            mount(name);
-            ASSERT_TRUE(write(name, 0));
-            ASSERT_TRUE(write(name, 4 * kMiB));
-        }
-    }
-    void mount(const std::string& name) {
-        auto mounted = world.run(daemon->node.mount(name, "c1"));
-        ASSERT_TRUE(mounted) << mounted.error().text();
-    }
     void boot_again() {
         boot();
         for (const char* name : {"hurt", "whole"})
-            mount(name);
-    }
-    fabric::VolumeInfo info(const std::string& name) {
-        return *world.run(daemon->node.volume(name));
-    }
-    volume::BlockDevice& device(const std::string& name) { return *host.device(info(name).id); }
-    Result<void> write(const std::string& name, uint64_t offset) {
-        Buffer bytes = Buffer::zeroed(64 * kKiB);
-        std::memset(bytes.data(), static_cast<int>(1 + offset / kMiB), bytes.size());
-        return world.run(device(name).write(offset, std::move(bytes)));
-    }
-    // "" or what is wrong.
-    std::string read(const std::string& name, uint64_t offset) {
-        Buffer bytes = Buffer::zeroed(kBlockBytes);
-        auto outcome = world.run(device(name).read(offset, bytes));
-        if (!outcome) return outcome.error().text();
-        return bytes.data()[9] == std::byte(1 + offset / kMiB) ? "" : "other bytes";
+            ASSERT_TRUE(mount(name));
     }
     // The first leaf that the only map segment of the volume holds: that of its first 4 MiB.
     uint64_t leaf_offset(VolumeId id) {
@@ -87,20 +35,6 @@ class LostLeaf : public testing::Test {
             CHECK(world.step());
         return daemon->keeper.scrub_report();
     }
-    static Plan plan() {
-        Plan plan;
-        plan.overlay_bytes = 256 * kKiB;
-        plan.keeper.drain_bytes = 4 * kKiB;
-        plan.keeper.checkpoint_interval = std::chrono::milliseconds(20);
-        plan.keeper.tick = std::chrono::milliseconds(5);
-        plan.leaf_cache_bytes = 4 * kMiB;
-        return plan;
-    }
-
-    sim::World world{7};
-    control::MemoryStore store;
-    SimHost host;
-    std::unique_ptr<SimDaemon> daemon;
 };
 
 TEST_F(LostLeaf, OneCorruptLeafHurtsItsBlocksAndIsSeenEverywhere) {

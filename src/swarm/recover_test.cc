@@ -1,62 +1,18 @@
-#include <gtest/gtest.h>
-
 #include "format/map_page.h"
-#include "format/superblock.h"
-#include "swarm/daemon.h"
+#include "swarm/damaged_node.h"
 
 namespace peplos::swarm {
 namespace {
 
-constexpr const char* kDisk = "/disk0";
 using Loss = fabric::Node::Loss;
 
-// A whole node with two volumes, one of which damage keeps closed.
-class Recover : public testing::Test {
+// Damage keeps the volume closed.
+class Recover : public DamagedNode {
   protected:
-    void boot() {
-        daemon = std::make_unique<SimDaemon>(world.env(), store, plan(), host);
-        auto started = world.run(daemon->node.start());
-        ASSERT_TRUE(started) << started.error().text();
-    }
-    void shut_down() {
-        world.run(daemon->stop());
-        daemon.reset();
-        host.lose_host();
-    }
     void lose_power() {
         world.crash({.mode = sim::CrashMode::keep});
         host.lose_host();
         daemon.reset();
-    }
-    void make() {
-        boot();
-        ASSERT_TRUE(world.run(daemon->node.add_device(kDisk, 256 * kMiB, "ssd")));
-        for (const char* name : {"hurt", "whole"}) {
-            fabric::VolumeSpec spec;
-            spec.name = name;
-            spec.size_bytes = 16 * kMiB;
-            ASSERT_TRUE(world.run(daemon->node.create_volume(spec)));
-            ASSERT_TRUE(mount(name));
-            ASSERT_TRUE(write(name, 0));
-            ASSERT_TRUE(write(name, 4 * kMiB));
-        }
-    }
-    Result<std::string> mount(const std::string& name) {
-        return world.run(daemon->node.mount(name, "c1"));
-    }
-    fabric::VolumeInfo info(const std::string& name) {
-        return *world.run(daemon->node.volume(name));
-    }
-    Result<void> write(const std::string& name, uint64_t offset) {
-        Buffer bytes = Buffer::zeroed(64 * kKiB);
-        std::memset(bytes.data(), static_cast<int>(1 + offset / kMiB), bytes.size());
-        return world.run(host.device(info(name).id)->write(offset, std::move(bytes)));
-    }
-    std::string read(const std::string& name, uint64_t offset) {
-        Buffer bytes = Buffer::zeroed(kBlockBytes);
-        auto outcome = world.run(host.device(info(name).id)->read(offset, bytes));
-        if (!outcome) return outcome.error().text();
-        return bytes.data()[9] == std::byte(1 + offset / kMiB) ? "" : "other bytes";
     }
     // Every page of that kind of the volume, on the whole disk.
     void corrupt_pages(VolumeId id, format::PageKind kind) {
@@ -74,20 +30,6 @@ class Recover : public testing::Test {
     Result<fabric::RecoveryReport> recover(const std::string& name, Loss loss) {
         return world.run(daemon->node.recover_volume(name, loss));
     }
-    static Plan plan() {
-        Plan plan;
-        plan.overlay_bytes = 256 * kKiB;
-        plan.keeper.drain_bytes = 4 * kKiB;
-        plan.keeper.checkpoint_interval = std::chrono::milliseconds(20);
-        plan.keeper.tick = std::chrono::milliseconds(5);
-        plan.leaf_cache_bytes = 4 * kMiB;
-        return plan;
-    }
-
-    sim::World world{7};
-    control::MemoryStore store;
-    SimHost host;
-    std::unique_ptr<SimDaemon> daemon;
 };
 
 TEST_F(Recover, AVolumeWithoutARootIsToldShownAndRecovered) {
