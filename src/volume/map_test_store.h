@@ -172,6 +172,7 @@ class MapFixture {
     void write(Lsn lsn, const std::vector<uint64_t>& lbas) {
         const uint32_t segment = add_segment(lsn, static_cast<uint32_t>(lbas.size()));
         std::vector<MapUpdate> updates;
+        updates.reserve(lbas.size());
         for (uint32_t i = 0; i < lbas.size(); ++i) {
             updates.push_back({Lba(lbas[i]), entry_at(segment, i)});
         }
