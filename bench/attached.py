@@ -21,9 +21,10 @@ VOLUME = "bench"
 class AttachedWorld(World):
     """World with a log that does not take part in the measurement."""
 
-    def __init__(self, log_dir, device_bytes):
+    def __init__(self, log_dir, device_bytes, spin_us=0):
         super().__init__("bench", log_dir, device=f"{device_bytes >> 20}MiB")
-        self.config.write_text(self.config.read_text().replace('"debug"', '"info"'))
+        text = self.config.read_text().replace('"debug"', '"info"')
+        self.config.write_text(f"{text}\n[core]\nspin_us = {spin_us}\n")
         self.loop_fd = None
 
     def plugin_call(self, method, body):

@@ -8,7 +8,7 @@ both alike; the table shows medians. Suites:
   sustained  random writes for a minute with the drain that ends them; and on a device 75 % full
   attach  a real node: fio on the loop device over FUSE, and the pause of a kill -9 (needs root)
 Usage: bench/run.py [--suite NAME ...] [--dir DIR] [--seconds S] [--rounds N] [--gib G]
-[--large-gib G] [--sustain S] [--sustain-gib G] [--only NAME ...] [--json FILE].
+[--large-gib G] [--sustain S] [--sustain-gib G] [--spin-us US] [--only NAME ...] [--json FILE].
 """
 import argparse
 import json
@@ -195,7 +195,8 @@ def measure_attach(options, where):
     raw = os.path.join(where, "raw")
     size = options.gib << 30
     lay_raw(raw, size)
-    world = AttachedWorld(os.path.join(where, "log"), size * 2 + (2 << 30))
+    world = AttachedWorld(os.path.join(where, "log"), size * 2 + (2 << 30),
+                          options.spin_us)
     rows = []
     try:
         folder = world.attach(size)
@@ -228,6 +229,7 @@ def main():
     parser.add_argument("--large-gib", type=int, default=16, help="the volume of the leaves suite")
     parser.add_argument("--sustain", type=int, default=60, help="seconds of a sustained case")
     parser.add_argument("--sustain-gib", type=float, default=4, help="size of its volume")
+    parser.add_argument("--spin-us", type=int, default=0, help="core.spin_us of the attach suite")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--json", help="write the rows here as well")
     options = parser.parse_args()

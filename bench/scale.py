@@ -68,7 +68,7 @@ def restart(options, program, where):
     for i in range(options.rounds):
         # More than the ring holds, so that no byte of it is blank; then what no drain took.
         bench(program, "run", "--file", device, *volumes, "--op", "write", "--random", "--qd", 32,
-              "--seconds", options.seconds, "--undrained", 200 << 20, "--leave-dirty", killed=True)
+              "--seconds", options.seconds, "--undrained", 100 << 20, "--leave-dirty", killed=True)
         row = bench(program, "run", "--file", device, *volumes, "--seconds", 0)
         rows.append(row)
         print(f"| {i + 1} | {row['ring_used_bytes']:,} | {row['undrained_bytes']:,} | "

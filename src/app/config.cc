@@ -69,6 +69,16 @@ class Section {
         }
         into = static_cast<uint16_t>(*number);
     }
+    void read_microseconds(std::string_view key, Duration max, Duration& into) {
+        const toml::node* node = find(key);
+        if (node == nullptr) return;
+        auto number = node->value_exact<int64_t>();
+        int64_t most = std::chrono::duration_cast<std::chrono::microseconds>(max).count();
+        if (!number || *number < 0 || *number > most) {
+            return refuse(*node, key, fmt::format("must be microseconds from 0 to {}", most));
+        }
+        into = std::chrono::microseconds(*number);
+    }
     const toml::table* section(std::string_view key) {
         const toml::node* node = find(key);
         if (node == nullptr) return nullptr;
@@ -148,6 +158,11 @@ Result<void> read_sections(Section& top, std::string_view source, Config& config
         cache.read_bytes("overlay", config.overlay_bytes);
         cache.read_bytes("map", config.leaf_cache_bytes);
         TRY(cache.finish());
+    }
+    if (const toml::table* table = top.section("core")) {
+        Section core(*table, "core", source);
+        core.read_microseconds("spin_us", kSpinMax, config.spin);
+        TRY(core.finish());
     }
     if (const toml::table* table = top.section("log")) {
         Section log(*table, "log", source);
@@ -436,6 +451,10 @@ std::string print_config(const Config& config) {
                                   {"token", config.api_token}});
     top.insert("cache", toml::table{{"overlay", static_cast<int64_t>(config.overlay_bytes)},
                                     {"map", static_cast<int64_t>(config.leaf_cache_bytes)}});
+    top.insert(
+        "core",
+        toml::table{{"spin_us",
+                     std::chrono::duration_cast<std::chrono::microseconds>(config.spin).count()}});
     top.insert("log",
                toml::table{{"level", config.log_level},
                            {"format", config.log_format == LogFormat::json ? "json" : "text"}});

@@ -14,6 +14,8 @@ namespace peplos::app {
 
 inline constexpr const char* kConfigPathDefault = "/etc/peplos/peplosd.toml";
 
+inline constexpr Duration kSpinMax = std::chrono::milliseconds(1);
+
 // A device that the node opens at start. Devices added later by `peplos device add` live in the
 // control store and are not listed here.
 struct DeviceConfig {
@@ -46,6 +48,9 @@ struct Config {
 
     uint64_t overlay_bytes = limits::kOverlayBytesDefault;       // all volumes' recent writes
     uint64_t leaf_cache_bytes = limits::kLeafCacheBytesDefault;  // all volumes' map leaves
+
+    // How long the storage core looks for news before it sleeps, at most kSpinMax: latency for CPU.
+    Duration spin{0};
 
     std::string log_level = "info";  // debug, info, warn, error
     LogFormat log_format = LogFormat::text;

@@ -25,6 +25,8 @@ TEST(Config, ReadsEveryKey) {
         [cache]
         overlay = "64MiB"
         map = 33554432
+        [core]
+        spin_us = 100
         [log]
         level = "debug"
         format = "json"
@@ -45,6 +47,7 @@ TEST(Config, ReadsEveryKey) {
     EXPECT_EQ(config->api_token, "/srv/peplos/api.token");
     EXPECT_EQ(config->overlay_bytes, 64 * kMiB);
     EXPECT_EQ(config->leaf_cache_bytes, 32 * kMiB);
+    EXPECT_EQ(config->spin, std::chrono::microseconds(100));
     EXPECT_EQ(config->log_format, LogFormat::json);
     ASSERT_EQ(config->devices.size(), 2u);
     EXPECT_EQ(config->devices[0].create_bytes, 20 * kGiB);
@@ -52,11 +55,14 @@ TEST(Config, ReadsEveryKey) {
 }
 
 TEST(Config, PrintedConfigurationReadsBackEqual) {
-    auto config = completed({.node_name = "n", .devices = {{"/x", kGiB, "hdd"}, {"/y", 0, ""}}});
+    auto config = completed({.node_name = "n",
+                             .spin = std::chrono::microseconds(7),
+                             .devices = {{"/x", kGiB, "hdd"}, {"/y", 0, ""}}});
     ASSERT_TRUE(config.has_value());
     auto again = parse_config(print_config(*config), "again");
     ASSERT_TRUE(again.has_value()) << again.error().text();
     EXPECT_EQ(print_config(*again), print_config(*config));
+    EXPECT_EQ(again->spin, config->spin);
     EXPECT_EQ(again->devices, config->devices);
 }
 
@@ -79,6 +85,9 @@ TEST(Config, RefusesBadValues) {
     EXPECT_NE(refusal("[cache]\noverlay = \"much\"").find("cache.overlay"), std::string::npos);
     EXPECT_NE(refusal("[cache]\noverlay = -1").find("cache.overlay"), std::string::npos);
     EXPECT_NE(refusal("[cache]\noverlay = \"1MiB\"").find("at least 16MiB"), std::string::npos);
+    EXPECT_NE(refusal("[core]\nspin_us = 1001").find("from 0 to 1000"), std::string::npos);
+    EXPECT_NE(refusal("[core]\nspin_us = -1").find("core.spin_us"), std::string::npos);
+    EXPECT_NE(refusal("[core]\nspin_us = \"1ms\"").find("microseconds"), std::string::npos);
     EXPECT_NE(refusal("[log]\nlevel = \"loud\"").find("debug, info"), std::string::npos);
     EXPECT_NE(refusal("[log]\nformat = \"xml\"").find("text, json"), std::string::npos);
     EXPECT_NE(refusal("[api]\nport = \"nowhere\"").find("1 to 65535"), std::string::npos);

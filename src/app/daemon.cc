@@ -161,6 +161,7 @@ Result<void> Daemon::run() {
     TRY(prepare_process());
     runtime::CoreOptions storage_options;
     storage_options.name = "storage";
+    storage_options.spin_max = config_.spin;
     TRY_ASSIGN(std::unique_ptr<runtime::Core> storage_core, runtime::Core::make(storage_options));
     runtime::CoreOptions door_options;
     door_options.name = "doors";
