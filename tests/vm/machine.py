@@ -1,4 +1,4 @@
-"""A Debian in a virtual machine (QEMU without KVM): real systemd, real Docker, a kernel of its own."""
+"""A Debian in a virtual machine (QEMU without KVM): real systemd, Docker and kernel."""
 
 import base64
 import hashlib
@@ -10,8 +10,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = [
-    "systemd-sysv", "udev", "dbus", "kmod", "procps", "iproute2", "iptables", "docker.io",
-    "linux-image-6.12-cloud-amd64", "initramfs-tools",
+    "systemd-sysv", "udev", "dbus", "kmod", "procps", "iproute2", "iptables", "apparmor",
+    "docker.io", "linux-image-6.12-cloud-amd64", "initramfs-tools",
 ]
 AGENT_UNIT = """[Unit]
 Description=runs what the test asks for on the second serial port

@@ -38,7 +38,7 @@ def counted(boots):
 def check_install(m):
     """The package installs, init makes the device, three units run and are enabled."""
     m.shell("mkdir -p /files && mount -o ro /dev/vdc /files")
-    m.shell("DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-download /files/*.deb", 300)
+    m.shell("DEBIAN_FRONTEND=noninteractive apt-get -q -y install /files/*.deb", 300)
     state = m.try_shell("systemctl is-active peplosd")[1]
     expect(state == "inactive", f"peplosd before init: {state}")
     print(m.shell("peplos init --size 1GiB", 120))
@@ -79,7 +79,8 @@ def check_restart(m):
                    '&& [ "$p" != 0 ] && systemctl is-active peplosd', 60)
         took = m.wait_for(f"a writer that goes on after {command}", grows, 60)
         print(f"{command}: the writer goes on, {took:.1f} s")
-    expect(m.shell("docker logs writer") == "", "the writer failed: " + m.shell("docker logs writer"))
+    said = m.shell("docker logs writer")
+    expect(said == "", f"the writer failed: {said}")
     m.shell("docker rm -f writer && docker volume rm writes", 120)
 
 
@@ -122,7 +123,7 @@ def check_remove(m):
     state = m.try_shell("systemctl is-active peplosd peplos-holder peplos-docker.socket")[1]
     expect(" active" not in f" {state}".replace("inactive", "-"), f"after the removal: {state}")
     m.shell("test -e /var/lib/peplos && test -e /etc/peplos/peplosd.toml")
-    m.shell("DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-download /files/*.deb", 300)
+    m.shell("DEBIAN_FRONTEND=noninteractive apt-get -q -y install /files/*.deb", 300)
     m.shell("systemctl start peplosd peplos-docker.socket && peplos volume ls | grep vol", 120)
     m.shell("docker run --rm --network none -v vol:/data test sha256sum -c /data/sum", 120)
 
@@ -172,7 +173,8 @@ def main():
         except (MachineError, OSError, ValueError) as error:
             # What follows would build on it: the story ends here.
             print(f"FAIL {STORY[passed].__name__ if passed < len(STORY) else ''} {error}")
-            for command in ("journalctl -b --no-pager -n 60", "systemctl --failed"):
+            for command in ("journalctl -b --no-pager -n 60 -u 'peplos*' -u docker",
+                            "dmesg | tail -n 20", "systemctl --failed"):
                 try:
                     print(machine.try_shell(command, 60)[1])
                 except (MachineError, OSError, ValueError):
