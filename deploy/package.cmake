@@ -10,6 +10,10 @@ foreach(unit peplosd.service peplos-holder.service peplos-docker.socket)
   install(FILES ${CMAKE_SOURCE_DIR}/deploy/systemd/${unit} DESTINATION lib/systemd/system)
 endforeach()
 
+foreach(dropin run-peplos-mnt-.mount.d docker-.scope.d)
+  install(DIRECTORY ${CMAKE_SOURCE_DIR}/deploy/systemd/${dropin} DESTINATION lib/systemd/system)
+endforeach()
+
 foreach(page peplos.1 peplosd.8 peplosd.toml.5)
   string(REGEX REPLACE "^.*\\." "" section ${page})
   set(source ${CMAKE_SOURCE_DIR}/deploy/man/${page})

@@ -56,15 +56,18 @@ void check_kernel(const DoctorWorld& world, std::vector<Finding>& out) {
         out.push_back(ok("kernel-loop", "loop devices"));
     }
     std::string known = world.read_file("/proc/filesystems");
+    std::string modules =
+        world.read_file(fmt::format("/lib/modules/{}/modules.dep", world.kernel_release));
     for (const char* fs : {"ext4", "xfs"}) {
         bool loaded = known.find(std::string("\t") + fs + "\n") != std::string::npos;
-        if (loaded) continue;
+        // A module is loaded by the mount that needs it.
+        if (loaded || modules.find(fmt::format("/{}.ko", fs)) != std::string::npos) continue;
         out.push_back({.level = Level::warning,
                        .check = "kernel-fs",
-                       .reason = fmt::format("the kernel has not loaded {} (it may be a module "
-                                             "that loads by itself)",
-                                             fs),
-                       .next = fmt::format("modprobe {}", fs)});
+                       .reason = fmt::format("kernel {} has neither {} nor a module for it: such "
+                                             "volumes cannot be mounted",
+                                             world.kernel_release, fs),
+                       .next = "install the kernel's full set of modules"});
     }
 }
 

@@ -24,6 +24,8 @@ struct Host {
     std::vector<std::string> posted;
     std::vector<std::string> asked;  // of dockerd
     std::set<std::string> dead;      // sockets that refuse
+    std::string file_systems = "\text4\n\txfs\n";
+    std::string modules;
     bool daemon = true;
     bool dockerd = true;
 
@@ -46,8 +48,9 @@ struct Host {
             if (target == "/plugins") return plugins;
             return Json::object();
         };
-        w.read_file = [](const std::string& path) -> std::string {
-            return path == "/proc/filesystems" ? "\text4\n\txfs\n" : "";
+        w.read_file = [this](const std::string& path) -> std::string {
+            if (path == "/proc/filesystems") return file_systems;
+            return path == "/lib/modules/6.18.1-x/modules.dep" ? modules : "";
         };
         w.exists = [this](const std::string& path) { return files.contains(path); };
         w.plugin_sockets = [this] {
@@ -97,6 +100,14 @@ TEST(Doctor, FindsMissingKernelFeatures) {
     DoctorWorld world = old.world();
     world.kernel_release = "6.1.0-18-amd64";
     EXPECT_EQ(examine(world)[0].level, Finding::Level::warning);
+}
+
+TEST(Doctor, AFileSystemMayBeAModuleThatIsNotLoadedYet) {
+    Host host;
+    host.file_systems = "nodev\tproc\n\text4\n";
+    EXPECT_EQ(host.troubles(), (Troubles{"warning kernel-fs"}));
+    host.modules = "kernel/fs/xfs/xfs.ko: kernel/lib/libcrc32c.ko\n";
+    EXPECT_EQ(host.troubles(), Troubles{});
 }
 
 TEST(Doctor, FindsADaemonThatDoesNotRunOrIsNotWell) {

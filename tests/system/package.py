@@ -13,7 +13,9 @@ WANTED = {
     "./usr/bin/peplos", "./usr/sbin/peplosd", "./usr/libexec/peplos/peplosd",
     "./usr/libexec/peplos/peplos-holder", "./usr/libexec/peplos/peplos-mounter",
     "./usr/lib/systemd/system/peplosd.service", "./usr/lib/systemd/system/peplos-holder.service",
-    "./usr/lib/systemd/system/peplos-docker.socket", "./usr/share/man/man1/peplos.1.gz",
+    "./usr/lib/systemd/system/peplos-docker.socket",
+    "./usr/lib/systemd/system/run-peplos-mnt-.mount.d/10-peplos.conf",
+    "./usr/lib/systemd/system/docker-.scope.d/10-peplos.conf", "./usr/share/man/man1/peplos.1.gz",
     "./usr/share/man/man8/peplosd.8.gz", "./usr/share/man/man5/peplosd.toml.5.gz",
     "./usr/share/bash-completion/completions/peplos",
 }
@@ -53,7 +55,7 @@ def check_programs(deb):
 
 
 def check_units(_deb):
-    units = sorted((REPOSITORY / "deploy/systemd").iterdir())
+    units = sorted((REPOSITORY / "deploy/systemd").glob("peplos*"))
     # The programs are not installed here, so systemd-analyze is asked about copies without them.
     with tempfile.TemporaryDirectory() as folder:
         for unit in units:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from machine import Machine, MachineError, base_image, run
 
+MOUNT_FILES = "mkdir -p /files; mountpoint -q /files || mount -o ro /dev/vdc /files"
 COUNTER = """
 n=$(cat /data/boots 2>/dev/null || echo 0)
 sha256sum -c /data/sum || exit 9
@@ -37,7 +38,7 @@ def counted(boots):
 
 def check_install(m):
     """The package installs, init makes the device, three units run and are enabled."""
-    m.shell("mkdir -p /files && mount -o ro /dev/vdc /files")
+    m.shell(MOUNT_FILES)
     m.shell("DEBIAN_FRONTEND=noninteractive apt-get -q -y install /files/*.deb", 300)
     state = m.try_shell("systemctl is-active peplosd")[1]
     expect(state == "inactive", f"peplosd before init: {state}")
@@ -93,14 +94,20 @@ def check_power_cut(m):
 
 
 def check_reboot(m):
-    """systemctl reboot: stops without hanging, and the container is back."""
+    """systemctl reboot: stops without hanging or errors, loses nothing that was not synced yet, and
+    the container is back."""
+    m.shell("docker exec counter sh -c 'echo kept >/data/unsynced'")
     print(f"stopped and booted in {m.reboot():.0f} s")
     m.wait_for("the container after a reboot", counted(3), 180)
+    kept = m.shell("docker exec counter cat /data/unsynced")
+    expect(kept == "kept", f"not written at the shutdown: {kept}")
     previous = m.shell("journalctl -b -1 --no-pager -o short-monotonic", 120)
     bad = [line for line in previous.splitlines()
            if re.search(r"stop-sigterm.*timed out|Failed unmounting|Unit process .* remains|"
                         r"I/O error|hung_task|blocked for more than", line)]
-    expect(not bad, "the shutdown was not clean:\n" + "\n".join(bad))
+    stops = [line for line in previous.splitlines()
+             if re.search(r" (systemd\[1\]|peplosd\[\d+\]|dockerd\[\d+\]|kernel): ", line)][-80:]
+    expect(not bad, "the shutdown was not clean:\n" + "\n".join(bad + ["..."] + stops))
 
 
 def check_clean(m):
@@ -123,6 +130,7 @@ def check_remove(m):
     state = m.try_shell("systemctl is-active peplosd peplos-holder peplos-docker.socket")[1]
     expect(" active" not in f" {state}".replace("inactive", "-"), f"after the removal: {state}")
     m.shell("test -e /var/lib/peplos && test -e /etc/peplos/peplosd.toml")
+    m.shell(MOUNT_FILES)
     m.shell("DEBIAN_FRONTEND=noninteractive apt-get -q -y install /files/*.deb", 300)
     m.shell("systemctl start peplosd peplos-docker.socket && peplos volume ls | grep vol", 120)
     m.shell("docker run --rm --network none -v vol:/data test sha256sum -c /data/sum", 120)
