@@ -177,6 +177,8 @@ void Ring::advance_tail() {
         ++sequence_first_;
     }
     serve_waiters();
+    // A move that gave way to a reader of the oldest frame goes on.
+    if (is_short()) short_.wake_all();
 }
 
 Ring::Frame& Ring::frame_at(uint64_t sequence) {

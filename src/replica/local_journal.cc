@@ -451,8 +451,8 @@ bool LocalJournal::should_reappend() const {
 }
 
 Task<void> LocalJournal::reappend_loop() {
-    while (!stopping_) {
-        co_await ring_.wait_short();
+    // A look before the first wait: a ring that was full when the last daemon ended is full now.
+    for (;;) {
         while (should_reappend()) {
             Result<void> moved = co_await reappend_tail();
             if (moved) continue;
@@ -462,7 +462,8 @@ Task<void> LocalJournal::reappend_loop() {
                           moved.error().text());
             break;
         }
-        if (ring_.is_closing()) break;
+        if (stopping_ || ring_.is_closing()) break;
+        co_await ring_.wait_short();
     }
 }
 
@@ -486,6 +487,7 @@ Task<Result<void>> LocalJournal::reappend_tail() {
             };
             if (leave_to_owner(sequence, is_there))
                 co_return fail(Code::busy, "its owner drains the oldest frame");
+            Moving moving(this);
             co_return co_await give_up(sequence, std::move(is_there));
         }
         for (media::Ring::FrameRecord& found : *frame) {
@@ -494,6 +496,7 @@ Task<Result<void>> LocalJournal::reappend_tail() {
             records.push_back(std::move(found));
         }
     }
+    Moving moving(this);
     co_return co_await move_records(std::move(records));
 }
 

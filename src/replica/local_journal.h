@@ -50,6 +50,7 @@ class LocalJournal final : public Journal {
     class MoveSink;
     // Keeps a volume's state in memory over a suspension, also when it is dropped meanwhile.
     class Use;
+    class Moving;
 
     LocalJournal(runtime::Env env, media::Device& device);
     Task<Result<void>> adopt(media::RingRecovery recovery);
@@ -116,7 +117,9 @@ class LocalJournal final : public Journal {
     Suspect suspect_;                // the last one met by the ring's tail
     bool is_looking_again_ = false;  // soon, by itself
     runtime::Alarm look_again_soon_;
-    uint32_t replays_ = 0;           // while one runs, nothing moves
+    uint32_t replays_ = 0;           // while one runs, no move begins
+    uint32_t moves_ = 0;             // a replay waits for those under way
+    runtime::WaitList moved_;
     std::vector<VolumeId> dropped_;  // whose state somebody may still refer to
     bool stopping_ = false;
     runtime::Gate gate_;
@@ -136,6 +139,19 @@ class LocalJournal::Use {
   private:
     LocalJournal* journal_;
     VolumeState& state_;
+};
+
+// Places of records change, or are released, while one lives. Begins when no replay runs.
+class LocalJournal::Moving {
+  public:
+    explicit Moving(LocalJournal* journal) : journal_(journal) { ++journal_->moves_; }
+    Moving(const Moving&) = delete;
+    ~Moving() {
+        if (--journal_->moves_ == 0) journal_->moved_.wake_all();
+    }
+
+  private:
+    LocalJournal* journal_;
 };
 
 // A volume's log on this device alone.

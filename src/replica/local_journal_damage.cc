@@ -279,6 +279,7 @@ Task<void> LocalJournal::scrub_frame(uint64_t sequence, JournalScrub& scrub) {
         }
     }
     if (bad.empty() || replays_ != 0) co_return;
+    Moving moving(this);
     IsLost is_bad = [bad](const Retained& entry) {
         return std::ranges::find(bad, entry.position) != bad.end();
     };

@@ -235,8 +235,8 @@ bool LocalVolumeLog::is_short() const {
 Task<Result<void>> LocalVolumeLog::replay(RecordVisitor& visitor) {
     CO_TRY(check());
     CO_TRY_ASSIGN(runtime::Gate::Pass pass, journal_->gate_.enter());
-    // Nothing moves while this runs, and nothing of the volume is released. A move that is under
-    // way ends first.
+    // Nothing moves while this runs, and nothing of the volume is released. What is under way ends
+    // first: it may wait for the device before it releases places that are copied below.
     struct Replaying {
         Replaying(LocalJournal* j, VolumeState* s) : journal(j), state(s) {
             ++journal->replays_;
@@ -249,6 +249,8 @@ Task<Result<void>> LocalVolumeLog::replay(RecordVisitor& visitor) {
         LocalJournal* journal;
         VolumeState* state;
     } replaying(journal_, state_);
+    while (journal_->moves_ != 0)
+        co_await journal_->moved_.wait();
     while (state_ != nullptr && state_->in_flight != 0)
         co_await state_->idle.wait();
     CO_TRY(check());

@@ -159,7 +159,8 @@ Task<Result<void>> Drain::read_reference(SegmentHandle handle, format::Place pla
                                          SegmentBlock& block) {
     auto read =
         co_await read_patiently([&] { return read_block(handle, place, block.crc, block.data); });
-    if (read.outcome) co_return std::move(read.outcome);
+    // No memory, no space for a stall's retry, a daemon that stops: nothing about the bytes.
+    if (read.outcome || !is_damage(read.outcome.error().code())) co_return std::move(read.outcome);
     bool is_given_up = read.is_proven;
     if (core_.salvage) {
         // Whoever accepts a loss has waited long enough, and gives up what was shown, no more.

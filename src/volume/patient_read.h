@@ -35,9 +35,10 @@ template <typename Read, typename T = ReadValue<Read>>
 runtime::Task<PatientRead<T>> read_patiently(Read read) {
     PatientRead<T> out{co_await read(), true};
     for (int attempt = 1;; ++attempt) {
-        if (out.outcome || !is_damage(out.outcome.error().code())) co_return out;
-        out.is_proven = out.is_proven && out.outcome.error().code() == Code::corrupt;
-        if (attempt == kReadAttempts) co_return out;
+        if (out.outcome) co_return out;
+        const Code code = out.outcome.error().code();
+        out.is_proven = out.is_proven && code == Code::corrupt;
+        if (!is_damage(code) || attempt == kReadAttempts) co_return out;
         out.outcome = co_await read();
     }
 }
