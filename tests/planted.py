@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Has peplos-sim make each mistake that it knows (src/swarm/planted.h), which it must find.
 
-planted.py [--program FILE] [--trials N] [--seeds N] [--config NAME] [--only NAME ...]
+planted.py [--program FILE] [--trials N] [--seeds N] [--only NAME ...]
 Each trial begins at a seed of its own and ends with the first seed that fails. Prints how many
 seeds that took, the median over the trials, then "N passed, M failed".
 """
@@ -18,13 +18,14 @@ import tree
 
 def mistakes(program):
     out = subprocess.run([program, "--list-planted"], check=True, stdout=subprocess.PIPE, text=True)
-    return dict(line.split("\t") for line in out.stdout.splitlines())
+    return {name: (config, what) for name, config, what in
+            (line.split("\t") for line in out.stdout.splitlines())}
 
 
-def seeds_needed(options, name, trial):
+def seeds_needed(options, name, config, trial):
     """The number of seeds up to the first that fails; None when all pass."""
     first = 1 + trial * 100_000
-    command = [options.program, "--plant", name, "--config", options.config, "--seed", str(first),
+    command = [options.program, "--plant", name, "--config", config, "--seed", str(first),
                "--runs", str(options.seeds)]
     # A mistake may also end in an abort or run into the bound of time: both are noticed.
     try:
@@ -42,21 +43,21 @@ def main():
     parser.add_argument("--trials", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=60, help="in a trial, at most")
     parser.add_argument("--seconds", type=int, default=300, help="for a trial, at most")
-    parser.add_argument("--config", default="swarm")
     parser.add_argument("--only", nargs="+")
     options = parser.parse_args()
     known = mistakes(options.program)
     names = options.only or list(known)
     failed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        trials = {name: [pool.submit(seeds_needed, options, name, trial)
-                         for trial in range(options.trials)] for name in names}
+        trials = {name: [pool.submit(seeds_needed, options, name, known[name][0], trial)
+                         for trial in range(options.trials)]
+                  for name in names}
         for name, running in trials.items():
             needed = [trial.result() for trial in running]
             if None in needed:
                 failed += 1
-                print(f"FAIL {name}: {known[name]}: not found by {options.seeds} seeds: {needed}",
-                      flush=True)
+                print(f"FAIL {name}: {known[name][1]}: not found by {options.seeds} seeds: "
+                      f"{needed}", flush=True)
                 continue
             print(f"ok {name}: seeds {needed}, median {statistics.median(needed):g}", flush=True)
     print(f"{len(names) - failed} passed, {failed} failed")

@@ -100,13 +100,19 @@ void print_never_reached(const swarm::RunCounts& totals) {
 }
 
 void print_totals(const swarm::RunCounts& totals, uint64_t runs, double seconds) {
+    double simulated = std::chrono::duration<double>(totals.simulated).count();
     fmt::print(
         "{} runs, {} events, {} operations checked, {} stops, {} kills, {} power losses, {} starts "
-        "cut off, {} disk faults; {:.0f} s simulated in {:.0f} s, {:.0f} runs an hour\n",
+        "cut off; {} volumes closed by damage, {} of them recovered, {} lost ends of journals made "
+        "good; {:.0f} s "
+        "simulated in {:.0f} s, {:.0f} runs an hour\n",
         runs, totals.events, totals.operations, totals.stops, totals.kills, totals.power_losses,
-        totals.cut_starts, totals.disk_faults,
-        std::chrono::duration<double>(totals.simulated).count(), seconds,
-        seconds > 0 ? static_cast<double>(runs) * 3600 / seconds : 0);
+        totals.cut_starts, totals.volumes_hurt, totals.recoveries, totals.lost_ends, simulated,
+        seconds, seconds > 0 ? static_cast<double>(runs) * 3600 / seconds : 0);
+    for (const auto& [name, count] : totals.faults) {
+        fmt::print("  fault {} {}, {:.1f} in an hour of simulated time\n", name, count,
+                   static_cast<double>(count) * 3600 / simulated);
+    }
     for (const auto& [name, count] : totals.probes)
         fmt::print("  probe {} {}\n", name, count);
     for (const auto& [name, count] : totals.passes)
@@ -191,7 +197,7 @@ int main_with(int argc, char** argv) {
     std::vector<std::string> names;
     for (std::string_view name : swarm::plan_names())
         names.emplace_back(name);
-    app.add_option("--config", wish.config, "what is drawn: swarm, crash, calm or disk")
+    app.add_option("--config", wish.config, "what is drawn: swarm, crash, calm, disk or damage")
         ->check(CLI::IsMember(names))
         ->capture_default_str();
     std::vector<std::string> mistakes;
@@ -204,7 +210,7 @@ int main_with(int argc, char** argv) {
            "--list-planted",
            [] {
                for (const swarm::Mistake& mistake : swarm::kMistakes)
-                   fmt::print("{}\t{}\n", mistake.name, mistake.what);
+                   fmt::print("{}\t{}\t{}\n", mistake.name, mistake.config, mistake.what);
                throw CLI::Success();
            },
            "print the mistakes that --plant knows")

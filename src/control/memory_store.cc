@@ -43,6 +43,13 @@ void MemoryStore::set_weather(Weather weather, runtime::Rng& rng, runtime::Clock
     clock_ = &clock;
 }
 
+void MemoryStore::restore(Backup backup) {
+    entries_ = std::move(backup.entries);
+    revision_ = backup.revision;
+    history_ = std::make_shared<History>();
+    history_->start_after(revision_);
+}
+
 // The way to the store: may be slow, may be cut.
 Task<Result<void>> MemoryStore::arrive() {
     co_await linger();

@@ -41,6 +41,15 @@ class MemoryStore final : public Store {
     // Both seams outlive the store.
     void set_weather(Weather weather, runtime::Rng& rng, runtime::Clock& clock);
 
+    // All that it holds, and back to that: as after a restore from a backup, revisions too.
+    struct Backup {
+        std::map<std::string, KeyValue, std::less<>> entries;
+        Revision revision;
+    };
+    Backup backup() const { return {entries_, revision_}; }
+    // Requires: nobody watches.
+    void restore(Backup backup);
+
     Revision revision() const { return revision_; }
     size_t key_count() const { return entries_.size(); }
 

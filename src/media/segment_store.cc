@@ -326,6 +326,7 @@ Task<Result<void>> SegmentStore::sync() {
         is_syncing_ = true;
         uint64_t mine = ++sync_started_;
         Result<void> synced = co_await device_.disk->sync();
+        if (!synced && PLANTED("sync.is_tried_again")) synced = co_await device_.disk->sync();
         is_syncing_ = false;
         if (synced) {
             sync_done_ = mine;

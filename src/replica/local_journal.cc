@@ -245,6 +245,7 @@ LogOutcome LocalJournal::judge(const VolumeState& state, const OpenRequest& requ
         return LogOutcome::unknown;
     }
     const Membership& recorded = *request.recorded;
+    if (PLANTED("device.any_will_do")) return LogOutcome::complete;
     if (recorded.incarnation != device_.incarnation()) {
         *reason = fmt::format(
             "{} was formatted anew (incarnation {}, recorded {}): it lost its log of volume {}",

@@ -111,6 +111,62 @@ void DiskMedia::set_contents(const Contents& contents) {
         pages_[offset / kBlockBytes] = std::make_unique<Page>(content);
 }
 
+void DiskMedia::spoil(uint64_t offset, uint64_t bytes) {
+    CHECK(offset + bytes <= size_bytes_);
+    for (uint64_t page = offset / kBlockBytes; page < div_up(offset + bytes, kBlockBytes); ++page)
+        unreadable_.insert(page);
+}
+
+std::optional<uint64_t> DiskMedia::find_page_in_use(uint64_t n, uint64_t but,
+                                                    uint64_t but_bytes) const {
+    std::vector<uint64_t> found;
+    for (const auto& [page, content] : pages_) {
+        if (!overlap(page * kBlockBytes, kBlockBytes, but, but_bytes)) found.push_back(page);
+    }
+    if (found.empty()) return std::nullopt;
+    auto chosen = found.begin() + static_cast<ptrdiff_t>(n % found.size());
+    std::ranges::nth_element(found, chosen);
+    return *chosen;
+}
+
+std::unique_ptr<DiskMedia::Platter> DiskMedia::exchange(std::unique_ptr<Platter> platter) {
+    CHECK(in_flight_.empty());
+    if (platter == nullptr) platter = std::make_unique<Platter>();
+    std::swap(pages_, platter->pages);
+    std::swap(history_, platter->history);
+    std::swap(unreadable_, platter->unreadable);
+    return platter;
+}
+
+bool DiskMedia::is_in_log(const Request& request) const {
+    return overlap(request.offset, request.bytes, log_offset_, log_bytes_);
+}
+
+// What a caller was told is durable, and is not. A volatile write that is lost stays so: whoever
+// relies on it has synced and then says what it holds.
+void DiskMedia::lose_write(const Request& request) {
+    LostWrite lost{.acknowledged = world_->now(), .is_in_log = is_in_log(request), .pages = {}};
+    if (request.durability != Durability::durable) return;
+    std::vector<Buffer> buffers = request.buffers;
+    for_each_page(request.offset, buffers, [&](uint64_t page, const std::byte* content) {
+        lost.pages.emplace_back(page, new Page);
+        std::memcpy(lost.pages.back().second->data(), content, kBlockBytes);
+    });
+    lost_.push_back(std::move(lost));
+}
+
+size_t DiskMedia::land_lost_end() {
+    size_t count = 0;
+    std::vector<LostWrite> gone = std::exchange(lost_, {});
+    for (const LostWrite& lost : gone) {
+        if (lost.pages.empty() || (lost.is_in_log && lost.acknowledged < log_begun_)) continue;
+        ++count;
+        for (const auto& [page, content] : lost.pages)
+            store_page(page, content->data(), Durability::durable);
+    }
+    return count;
+}
+
 Process* DiskMedia::lock(Process* process) {
     if (holder_ != nullptr) return holder_;
     holder_ = last_holder_ = process;
@@ -181,6 +237,7 @@ void DiskMedia::submit(Process* process, Request request, Handler handler) {
                        .request = std::move(request),
                        .handler = std::move(handler),
                        .sequence_at_submit = sequence_,
+                       .submitted = world_->now(),
                        .crc = 0,
                        .faults = {}};
     const Request& what = operation.request;
@@ -219,6 +276,7 @@ Result<void> DiskMedia::carry_out(InFlight& operation) {
         case DiskOperation::read:
             ++counters_.reads;
             counters_.bytes_read += request.bytes;
+            fails |= is_unreadable(offset, request.bytes);
             if (fails) return fail(Code::io_error, "{}: read at {} failed", name_, offset);
             carry_out_read(operation, offset);
             return {};
@@ -251,6 +309,11 @@ Result<void> DiskMedia::carry_out(InFlight& operation) {
     return {};
 }
 
+bool DiskMedia::is_unreadable(uint64_t offset, uint64_t bytes) const {
+    auto first = unreadable_.lower_bound(offset / kBlockBytes);
+    return first != unreadable_.end() && *first < div_up(offset + bytes, kBlockBytes);
+}
+
 void DiskMedia::carry_out_read(InFlight& operation, uint64_t offset) {
     for_each_page(offset, operation.request.buffers, [&](uint64_t page, std::byte* into) {
         const Page* content = find_page(page);
@@ -274,7 +337,16 @@ Result<void> DiskMedia::carry_out_write(InFlight& operation, uint64_t offset) {
     if (has(operation.faults, DiskEffect::no_space)) {
         return fail(Code::no_space, "{}: no space left", name_);
     }
-    if (has(operation.faults, DiskEffect::lost)) return {};
+    if (has(operation.faults, DiskEffect::lost)) {
+        lose_write(request);
+        return {};
+    }
+    if (offset != request.offset) {
+        lose_write(request);
+    } else if (is_in_log(request)) {
+        log_begun_ = std::max(log_begun_, operation.submitted);
+        log_end_ = request.offset;
+    }
     bool garbled = has(operation.faults, DiskEffect::garbled);
     ++sequence_;
     for_each_page(offset, request.buffers, [&](uint64_t page, const std::byte* content) {
@@ -292,6 +364,9 @@ void DiskMedia::carry_out_sync(uint64_t sequence) {
 }
 
 void DiskMedia::store_page(uint64_t page, const std::byte* content, Durability durability) {
+    if (!unreadable_.empty()) unreadable_.erase(page);
+    for (LostWrite& lost : lost_)
+        std::erase_if(lost.pages, [page](const auto& one) { return one.first == page; });
     auto& place = pages_[page];
     if (durability == Durability::durable) {
         if (!history_.empty()) history_.erase(page);
@@ -328,6 +403,7 @@ void DiskMedia::zero_pages(uint64_t offset, uint64_t bytes, Durability durabilit
         }
     }
     ++sequence_;
+    unreadable_.erase(unreadable_.lower_bound(first), unreadable_.lower_bound(end));
     std::ranges::sort(touched);
     for (uint64_t page : touched) {
         if (durability == Durability::durable) {

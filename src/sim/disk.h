@@ -5,6 +5,8 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -111,6 +113,28 @@ class DiskMedia {
     Contents contents() const;
     void set_contents(const Contents& contents);
 
+    // Reads of these pages fail from now on, each until it is written again.
+    void spoil(uint64_t offset, uint64_t bytes);
+    // The n-th page that holds anything, `n` modulo their number, of those that are not in
+    // [but, but + but_bytes); none: nothing is there.
+    std::optional<uint64_t> find_page_in_use(uint64_t n, uint64_t but, uint64_t but_bytes) const;
+    // All that is on it, so that another disk may stand in its place. Requires: nothing in flight.
+    struct Platter;
+    std::unique_ptr<Platter> exchange(std::unique_ptr<Platter> platter);
+
+    // Where writes follow each other, so that a lost one is shown by those begun after it.
+    void set_log(uint64_t offset, uint64_t bytes) {
+        log_offset_ = offset;
+        log_bytes_ = bytes;
+    }
+    std::pair<uint64_t, uint64_t> log() const { return {log_offset_, log_bytes_}; }
+    // Where the newest write into the log went.
+    std::optional<uint64_t> log_end() const { return log_end_; }
+    // Makes good the lost durable writes that no reader could tell, after a crash now, from writes
+    // that were cut off: those into the log behind which no other was begun, and all elsewhere,
+    // which the log may not vouch for yet. Gives their number.
+    size_t land_lost_end();
+
     void add_fault(DiskFault fault) { faults_.push_back(fault); }
     void clear_faults() { faults_.clear(); }
     const DiskCounters& counters() const { return counters_; }
@@ -158,10 +182,20 @@ class DiskMedia {
         Request request;
         Handler handler;
         uint64_t sequence_at_submit;
+        Time submitted{};
         uint32_t crc;
         std::vector<DiskFault> faults;
     };
 
+    struct LostWrite {
+        Time acknowledged;
+        bool is_in_log;
+        std::vector<std::pair<uint64_t, std::unique_ptr<Page>>> pages;  // not written again since
+    };
+
+    void lose_write(const Request& request);
+    bool is_in_log(const Request& request) const;
+    bool is_unreadable(uint64_t offset, uint64_t bytes) const;
     std::vector<DiskFault> faults_for(const Request& request);
     void check_contract(const Request& request) const;
     Duration latency_of(const Request& request, const std::vector<DiskFault>& faults);
@@ -188,12 +222,24 @@ class DiskMedia {
     Process* last_holder_ = nullptr;
     std::unordered_map<uint64_t, std::unique_ptr<Page>> pages_;
     std::unordered_map<uint64_t, std::vector<Version>> history_;
+    std::set<uint64_t> unreadable_;  // pages
+    uint64_t log_offset_ = 0;
+    uint64_t log_bytes_ = 0;
+    std::optional<uint64_t> log_end_;
+    Time log_begun_{};  // when the newest landed write into the log was submitted
+    std::vector<LostWrite> lost_;
     uint64_t sequence_ = 0;
     std::list<InFlight> in_flight_;
     uint64_t operation_next_ = 1;
     std::vector<DiskFault> faults_;
     DiskCounters counters_;
     DiskObserver* observer_ = nullptr;
+};
+
+struct DiskMedia::Platter {
+    std::unordered_map<uint64_t, std::unique_ptr<Page>> pages;
+    std::unordered_map<uint64_t, std::vector<Version>> history;
+    std::set<uint64_t> unreadable;
 };
 
 // Is told of every operation, in the order of events.

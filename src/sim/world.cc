@@ -61,8 +61,8 @@ void World::at(Time time, Process* process, std::move_only_function<void()> run)
 }
 
 void World::make_ready_what_is_due() {
-    now_ = timers_.front().time;
-    while (!timers_.empty() && timers_.front().time == now_) {
+    now_ = std::max(now_, timers_.front().time);
+    while (!timers_.empty() && timers_.front().time <= now_) {
         std::pop_heap(timers_.begin(), timers_.end());
         ready_.push_back(std::move(timers_.back().event));
         timers_.pop_back();

@@ -84,6 +84,10 @@ class World {
     void kill(Process& process);
     void crash(Process& process, CrashOptions options = {});
 
+    // Everything stands still meanwhile but the clock, as after SIGSTOP or a frozen guest; then all
+    // that is due is due at once. May be called inside an event.
+    void pause(Duration duration) { now_ += duration; }
+
     // The device behind a path: made here or by the first open with create_bytes.
     DiskMedia& make_disk(const std::string& path, uint64_t bytes);
     // Requires: it exists.

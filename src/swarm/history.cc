@@ -82,6 +82,19 @@ std::string History::end_read(uint64_t offset, Bytes content, Moment began) {
     return "";
 }
 
+std::string History::check_origin(uint64_t offset, Bytes content) const {
+    std::array<std::byte, kSector> want;
+    for (size_t i = 0; i < content.size(); i += kSector) {
+        Bytes sector = content.subspan(i, kSector);
+        if (is_all_zeros(sector)) continue;
+        uint64_t version = word_at(sector, 0);
+        if (version <= version_) fill(want, offset + i, static_cast<uint32_t>(version));
+        if (version <= version_ && std::memcmp(want.data(), sector.data(), kSector) == 0) continue;
+        return fmt::format("offset {}: bytes that were never written there", offset + i);
+    }
+    return "";
+}
+
 std::string History::note_read(Sector& sector, uint64_t offset, Bytes content, Moment began,
                                Moment end) {
     if (is_all_zeros(content)) return note_zeros(sector, offset, began, end);

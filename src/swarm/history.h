@@ -46,6 +46,10 @@ class History {
     // "" or what is wrong with the answer of a read that began at `began`.
     std::string end_read(uint64_t offset, Bytes content, Moment began);
 
+    // "" or what is wrong with bytes that may be older than what was promised, but may be nothing
+    // that was never here.
+    std::string check_origin(uint64_t offset, Bytes content) const;
+
     // No operation is in flight, and what was cut off never happens any more.
     // "" or the first sector whose history is not linearizable; what can not be read any more is
     // forgotten.

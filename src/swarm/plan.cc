@@ -94,6 +94,26 @@ void draw_second_edition(Plan& plan, sim::Random& random) {
     plan.site_permille = maybe(random, 20);
 }
 
+void draw_second_faults(Plan& plan, sim::Random& random) {
+    if (plan.has_disk_errors()) {
+        plan.sync_error_permille = maybe(random, 60);
+        plan.full_permille = maybe(random, 30);
+    }
+    plan.stall_permille = maybe(random, 40);
+    plan.pause_permille = maybe(random, 20);
+    plan.outage_permille = maybe(random, 20);
+    plan.wrong_disk_permille = random.chance(400) ? 100 : 0;
+    plan.rollback_permille = random.chance(300) ? 60 : 0;
+}
+
+void draw_damage(Plan& plan, sim::Random& random) {
+    plan.damage_count_max = static_cast<uint32_t>(random.between(1, 16));
+    plan.latent_weight = static_cast<uint32_t>(random.pick(3));
+    plan.lost_weight = static_cast<uint32_t>(random.pick(3));
+    plan.misplaced_weight = static_cast<uint32_t>(random.pick(3));
+    plan.rot_weight = 1;
+}
+
 }  // namespace
 
 std::string_view name_of(EndOfLife end) {
@@ -109,7 +129,7 @@ std::string_view name_of(EndOfLife end) {
 }
 
 std::vector<std::string_view> plan_names() {
-    return {"swarm", "crash", "calm", "disk"};
+    return {"swarm", "crash", "calm", "disk", "damage"};
 }
 
 Plan draw_plan(std::string_view name, uint64_t seed, Edition edition) {
@@ -128,12 +148,14 @@ Plan draw_plan(std::string_view name, uint64_t seed, Edition edition) {
         plan.stop_weight = 1;
         plan.kill_weight = plan.power_loss_weight = 0;
     } else {
-        CHECK(name == "crash", "no plan {}", name);
+        CHECK(name == "crash" || name == "damage", "no plan {}", name);
     }
     if (edition == Edition::first) return plan;
     sim::Random second(seed, kSecondStream);
     draw_second_edition(plan, second);
     if (name == "calm") plan.cut_start_permille = 0;
+    if (name == "swarm" || name == "disk") draw_second_faults(plan, second);
+    if (name == "damage" || (name == "swarm" && second.chance(100))) draw_damage(plan, second);
     return plan;
 }
 
@@ -141,16 +163,21 @@ std::string describe(const Plan& plan) {
     return fmt::format(
         "{} device(s) of {} MiB, overlay {} MiB, leaf cache {} KiB, up to {} volume(s) of {} MiB "
         "with {} worker(s); weights write {} small {} large {} zero {} read {}, hot {}; ends stop "
-        "{} kill {} power {}, life {} events; faults read {} write {} slow {} garbled {}, store "
-        "{}/{}",
+        "{} kill {} power {}, life {} events; starts cut {}; faults read {} write {} slow {} "
+        "garbled {} sync {} full {} stall {} pause {}, store {}/{} outage {} rollback {}, wrong "
+        "disk {}, damage {}: latent {} lost {} misplaced {} rot {}",
         plan.device_count, plan.device_bytes / kMiB, plan.overlay_bytes / kMiB,
         plan.leaf_cache_bytes / kKiB, plan.volume_count_max, plan.volume_bytes_max / kMiB,
         plan.workers_per_volume, plan.write_weight, plan.small_write_weight,
         plan.large_write_weight, plan.zero_weight, plan.read_weight, plan.hot_permille,
         plan.stop_weight, plan.kill_weight, plan.power_loss_weight, plan.life_events_max,
-        plan.read_error_permille, plan.write_error_permille, plan.slow_permille,
-        plan.garbled_read_permille, plan.store_weather.unavailable_permille,
-        plan.store_weather.unknown_permille);
+        plan.cut_start_permille, plan.read_error_permille, plan.write_error_permille,
+        plan.slow_permille, plan.garbled_read_permille, plan.sync_error_permille,
+        plan.full_permille, plan.stall_permille, plan.pause_permille,
+        plan.store_weather.unavailable_permille, plan.store_weather.unknown_permille,
+        plan.outage_permille, plan.rollback_permille, plan.wrong_disk_permille,
+        plan.damage_count_max, plan.latent_weight, plan.lost_weight, plan.misplaced_weight,
+        plan.rot_weight);
 }
 
 }  // namespace peplos::swarm

@@ -62,12 +62,29 @@ struct Plan {
     uint32_t write_error_permille = 0;
     uint32_t slow_permille = 0;
     uint32_t garbled_read_permille = 0;
+    uint32_t sync_error_permille = 0;
+    uint32_t full_permille = 0;    // writes find no space on the disk
+    uint32_t stall_permille = 0;   // of 1 to 60 s
+    uint32_t pause_permille = 0;   // of the whole process, up to 10 minutes
+    uint32_t outage_permille = 0;  // of the control store, up to 30 s
+    // Damage that stays. So many in all, of the kinds whose weight is not 0.
+    uint32_t damage_count_max = 0;
+    uint32_t latent_weight = 0;     // pages that cannot be read until they are written
+    uint32_t lost_weight = 0;       // writes that are acknowledged and never happen
+    uint32_t misplaced_weight = 0;  // writes that land elsewhere
+    uint32_t rot_weight = 0;        // bits that flip at rest
+    // Of 1,000 power losses so many are followed by a start with a wrong disk, or with the control
+    // store as an old backup has it.
+    uint32_t wrong_disk_permille = 0;
+    uint32_t rollback_permille = 0;
     control::MemoryStore::Weather store_weather;
     // A mistake to make, of swarm/planted.h; empty: none.
     std::string planted;
 
     bool has_disk_errors() const {
-        return read_error_permille + write_error_permille + garbled_read_permille != 0;
+        return read_error_permille + write_error_permille + garbled_read_permille +
+                   sync_error_permille + full_permille !=
+               0;
     }
 };
 

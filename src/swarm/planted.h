@@ -8,6 +8,7 @@ namespace peplos::swarm {
 struct Mistake {
     std::string_view name;  // of its PLANTED (base/fault.h)
     std::string_view what;
+    std::string_view config = "swarm";  // of peplos-sim, where it is found soonest
 };
 
 // Mistakes that the simulator can be told to make: each must be found (tests/planted.py).
@@ -29,6 +30,11 @@ inline constexpr std::array kMistakes = {
     Mistake{"clean.undoes_overwrites", "a cleaning puts back what was overwritten meanwhile"},
     Mistake{"clean.removes_too_early", "a dead segment goes before a root covers its death"},
     Mistake{"segments.volatile_entry", "the unit table's entry of a segment is not durable"},
+    Mistake{"sync.is_tried_again", "a sync that failed counts when the next one does not fail"},
+    Mistake{"device.any_will_do", "a wiped or swapped device is taken for the old one, now empty"},
+    Mistake{"claim.trusts_the_store", "the epoch follows a control store that went back"},
+    Mistake{"recovery.unreadable_is_empty", "journal that cannot be read counts as never written",
+            "damage"},
     Mistake{"attach.forgets_survivors", "what the host kept attached is not served again"},
     Mistake{"grow.is_not_journaled", "a volume's new size is forgotten by a crash"},
 };

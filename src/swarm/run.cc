@@ -35,7 +35,11 @@ void RunCounts::add(const RunCounts& other) {
     kills += other.kills;
     power_losses += other.power_losses;
     cut_starts += other.cut_starts;
-    disk_faults += other.disk_faults;
+    volumes_hurt += other.volumes_hurt;
+    recoveries += other.recoveries;
+    lost_ends += other.lost_ends;
+    for (const auto& [name, count] : other.faults)
+        faults[name] += count;
     simulated += other.simulated;
     for (const auto& [name, count] : other.probes)
         probes[name] += count;
@@ -99,10 +103,10 @@ void Run::note(std::string line) {
 void Run::judge(const Error& error, const std::string& what) {
     note(fmt::format("{}: {}", what, error.text()));
     bool possible = error.code() == Code::no_space || error.code() == Code::stopping;
-    if (plan_.has_disk_errors() && !strict_) {
+    if ((plan_.has_disk_errors() && !strict_) || is_damaged() || is_wrong_disk_) {
         possible |= error.code() == Code::io_error || error.code() == Code::corrupt ||
                     error.code() == Code::outcome_unknown || error.code() == Code::unavailable ||
-                    error.code() == Code::fenced;
+                    error.code() == Code::fenced || error.code() == Code::not_found;
     }
     if (!possible && problem_.empty()) {
         problem_ =
@@ -117,10 +121,13 @@ void Run::live_all() {
             daemon_->node.add_device(fmt::format("/disk{}", i), plan_.device_bytes, "ssd"));
         if (!added) throw Failed("adding a device: " + added.error().text());
     }
+    find_logs();
     for (int lives = 0; operation_count() < plan_.operations && lives < 200; ++lives) {
         EndOfLife end = draw_end();
         live(end, random_.between(1, plan_.life_events_max));
         end_life(end);
+        if (end == EndOfLife::power_loss) visit_with_wrong_disk();
+        if (end == EndOfLife::power_loss) maybe_roll_back();
         cut_starts();
         start_daemon();
     }
@@ -172,6 +179,7 @@ void Run::live(EndOfLife end, uint64_t events) {
     closing_ = false;
     world_.run(pick_up_all());
     if (!problem_.empty()) throw Failed(problem_);
+    rot_a_page();
     store_.set_weather(plan_.store_weather, random_, world_.env().clock);
     note(fmt::format("life of {} events, then {}", events, name_of(end)));
     spawn_work();
@@ -183,8 +191,7 @@ void Run::live(EndOfLife end, uint64_t events) {
 
 void Run::end_life(EndOfLife end) {
     note(fmt::format("end of life: {}", name_of(end)));
-    for (uint32_t i = 0; i < plan_.device_count; ++i)
-        world_.disk(fmt::format("/disk{}", i)).clear_faults();
+    end_faults_of_a_life();
     switch (end) {
         case EndOfLife::stop:
             ++report_.counts.stops;
@@ -248,6 +255,8 @@ void Run::finish() {
     note("the faults are over");
     for (const auto& [name, count] : world_.faults().passes())
         world_.faults().disarm(name);
+    for (const auto& [name, count] : world_.faults().faults())
+        report_.counts.faults["FAULT site"] += count;
     world_.run(pick_up_all());
     if (!problem_.empty()) throw Failed(problem_);
     closing_ = strict_ = true;
@@ -269,7 +278,8 @@ void Run::finish() {
     settle_all();
     world_.run(remove_everything());
     if (!problem_.empty()) throw Failed(problem_);
-    world_.run(wait_for_space());
+    // What damage hides and what a rollback has orphaned stays, until a person looks at it.
+    if (!is_damaged() && !has_orphans_) world_.run(wait_for_space());
     if (!problem_.empty()) throw Failed(problem_);
     world_.run(daemon_->stop());
     drop_daemon();
@@ -289,6 +299,11 @@ Task<void> Run::remove_everything() {
         Disk& last = *disks_.back();
         co_await remove_one(last);
         if (problem_.empty() && !disks_.empty() && disks_.back().get() == &last) {
+            if (is_damaged()) {
+                removed_.push_back(std::move(disks_.back()));
+                disks_.pop_back();
+                continue;
+            }
             problem_ = "volume " + last.name + " cannot be removed";
         }
     }

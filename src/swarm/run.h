@@ -23,9 +23,12 @@ struct RunCounts {
     uint64_t stops = 0;
     uint64_t kills = 0;
     uint64_t power_losses = 0;
-    uint64_t cut_starts = 0;  // of which each ends in a kill or power loss
-    uint64_t disk_faults = 0;
+    uint64_t cut_starts = 0;    // of which each ends in a kill or power loss
+    uint64_t volumes_hurt = 0;  // closed by damage, and given up
+    uint64_t recoveries = 0;    // of these, that were opened again with what was left
+    uint64_t lost_ends = 0;     // lost writes that nobody could have noticed, made good
     Duration simulated{};
+    std::map<std::string, uint64_t, std::less<>> faults;  // injected, by class
     std::map<std::string, uint64_t, std::less<>> probes;
     std::map<std::string, uint64_t, std::less<>> passes;  // of each FAULT
 
@@ -70,6 +73,7 @@ class Run {
         bool mounted = false;
         bool leaving = false;  // being removed: no new operations
         bool removal_asked = false;
+        bool hurt = false;             // damage keeps it closed
         uint32_t busy = 0;             // operations of workers under way
         std::list<Operation> pending;  // writes and zeros that nobody has answered
     };
@@ -100,6 +104,9 @@ class Run {
     Task<void> counted(Task<void> task);
     Task<void> pick_up_all();
     Task<void> pick_up(Disk& disk);
+    void find_closed(Disk& disk, const std::string& what, const Error& error);
+    Task<void> accept_loss(Disk& disk);
+    Task<void> give_up(Disk& disk);
     Task<void> worker(Disk& disk);
     Task<void> resend(Disk& disk, std::list<Operation>::iterator operation);
     Task<void> user();
@@ -113,7 +120,24 @@ class Run {
     Task<void> grow_one(Disk& disk);
     Operation draw_operation(Disk& disk);
     void draw_range(Disk& disk, Operation& operation, uint64_t unit, uint64_t count_max);
+
+    // ---- what breaks (run_faults.cc)
     void inject();
+    void inject_damage();
+    void add_fault(std::string_view kind, sim::DiskFault fault);
+    void spoil_a_page(sim::DiskMedia& disk);
+    void spoil_log_end(sim::DiskMedia& disk);
+    void rot_a_page();
+    void stand_still();
+    Task<void> outage();
+    void end_faults_of_a_life();
+    void find_logs();
+    sim::DiskMedia& a_disk();
+    void visit_with_wrong_disk();
+    Task<void> read_what_is_served();
+    void maybe_roll_back();
+    Task<void> forget_rolled_back();
+    bool is_damaged() const { return damage_count_ != 0; }
     // Makes an error that this plan does not explain the run's problem.
     void judge(const Error& error, const std::string& what);
     void note(std::string line);
@@ -133,8 +157,14 @@ class Run {
     const Time began_;
     uint64_t disk_next_ = 1;
     uint64_t task_count_ = 0;
-    bool closing_ = false;  // no new operations in this life
-    bool strict_ = false;   // the faults are over
+    bool closing_ = false;         // no new operations in this life
+    bool strict_ = false;          // the faults are over
+    bool is_wrong_disk_ = false;   // one is in the place of another
+    bool has_orphans_ = false;     // space is taken by what nobody knows any more
+    bool is_rolled_back_ = false;  // since the last start
+    uint64_t damage_count_ = 0;
+    uint64_t unit_table_offset_ = 0;
+    std::vector<control::MemoryStore::Backup> backups_;
     std::string problem_;
     RunReport report_;
 };

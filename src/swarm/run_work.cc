@@ -22,10 +22,12 @@ bool is_passing(const Error& error) {
 // ---- After a start ----
 
 Task<void> Run::pick_up_all() {
+    if (std::exchange(is_rolled_back_, false)) co_await forget_rolled_back();
     for (size_t i = 0; i < disks_.size();) {
         Disk& disk = *disks_[i];
         co_await pick_up(disk);
         if (!problem_.empty()) co_return;
+        if (disk.hurt) co_await give_up(disk);
         if (disk.history != nullptr) {
             ++i;
             continue;
@@ -53,18 +55,14 @@ Task<void> Run::pick_up(Disk& disk) {
     disk.leaving = disk.removal_asked = false;
     if (!is_mounted) {
         auto path = co_await daemon_->node.mount(disk.name, "container");
-        if (!path) {
-            problem_ =
-                fmt::format("volume {} cannot be mounted: {}", disk.name, path.error().text());
-            co_return;
-        }
+        if (!path) co_return find_closed(disk, "cannot be mounted", path.error());
         disk.mounted = true;
     }
     disk.id = found->id;
     auto device = host_.device(disk.id);
     if (device == nullptr) {
-        problem_ = fmt::format("volume {} is mounted, but nobody serves it", disk.name);
-        co_return;
+        Error why(Code::unavailable, found->health.reason);
+        co_return find_closed(disk, "is mounted, but nobody serves it", why);
     }
     uint64_t bytes = device->size_bytes();
     uint64_t known = disk.history->size_bytes();
@@ -74,6 +72,56 @@ Task<void> Run::pick_up(Disk& disk) {
         co_return;
     }
     disk.history->grow(bytes);
+}
+
+// Only damage may keep a volume closed.
+void Run::find_closed(Disk& disk, const std::string& what, const Error& error) {
+    note(fmt::format("volume {} {}: {}", disk.name, what, error.text()));
+    bool is_damage = error.code() == Code::corrupt || error.code() == Code::io_error ||
+                     error.code() == Code::unavailable;
+    disk.hurt = is_damaged() && is_damage;
+    if (disk.hurt) return;
+    problem_ = fmt::format("volume {} {}: {}", disk.name, what, error.text());
+}
+
+// What a recovery that accepts loss leaves may be older than what was acknowledged, never other
+// bytes; and the volume works again.
+Task<void> Run::accept_loss(Disk& disk) {
+    auto recovered = co_await daemon_->node.recover_volume(disk.name, fabric::Node::Loss::accept);
+    note(fmt::format("recover {}: {}", disk.name,
+                     recovered ? recovered->message : recovered.error().text()));
+    if (!recovered) co_return;
+    ++report_.counts.recoveries;
+    auto path = co_await daemon_->node.mount(disk.name, "rescue");
+    auto device = host_.device(disk.id);
+    if (!path || device == nullptr) {
+        // Another bad place may come to light.
+        note(fmt::format("mount {}: {}", disk.name, path ? "not served" : path.error().text()));
+        co_return;
+    }
+    uint64_t end = std::min(disk.history->size_bytes(), device->size_bytes());
+    for (uint64_t offset = 0; offset < end && problem_.empty(); offset += 64 * kKiB) {
+        Buffer into = Buffer::allocate(64 * kKiB);
+        auto read = co_await device->read(offset, into);
+        if (!read) {
+            judge(read.error(), "read of recovered " + disk.name);
+            continue;
+        }
+        std::string wrong = disk.history->check_origin(offset, std::as_const(into).bytes());
+        if (!wrong.empty()) problem_ = fmt::format("volume {}: {}", disk.name, wrong);
+    }
+    std::ignore = co_await daemon_->node.unmount(disk.name, "rescue");
+}
+
+// It goes; its user has a backup.
+Task<void> Run::give_up(Disk& disk) {
+    ++report_.counts.volumes_hurt;
+    std::ignore = co_await daemon_->node.detach_forced(disk.name);
+    if (random_.chance(500)) co_await accept_loss(disk);
+    auto removed = co_await daemon_->node.remove_volume(disk.name);
+    note(fmt::format("give up {}: {}", disk.name, removed ? "ok" : removed.error().text()));
+    removed_.push_back(std::make_unique<Disk>());
+    removed_.back()->history = std::move(disk.history);
 }
 
 void Run::spawn_work() {
@@ -259,6 +307,7 @@ Task<void> Run::create_one() {
     disk.number = disk_next_++;
     // Names come back after a removal, as with compose projects.
     disk.name = fmt::format("v{}", disk.number % 7);
+    if (is_damaged() || has_orphans_) disk.name = fmt::format("w{}", disk.number);
     if (std::ranges::any_of(disks_, [&](const auto& d) { return d->name == disk.name; })) co_return;
     fabric::VolumeSpec spec;
     spec.name = disk.name;
@@ -353,32 +402,6 @@ Task<void> Run::injector() {
     while (!closing_) {
         co_await world_.env().clock.sleep_for(pause(1'000, 100'000));
         if (!closing_) inject();
-    }
-}
-
-void Run::inject() {
-    auto add = [this](sim::DiskOperation operation, sim::DiskEffect effect) {
-        std::string path = fmt::format("/disk{}", random_.pick(plan_.device_count));
-        sim::DiskFault fault{.operation = operation, .effect = effect};
-        fault.skip = random_.pick(20);
-        fault.count = random_.between(1, 3);
-        if (effect == sim::DiskEffect::slow) {
-            fault.delay = std::chrono::milliseconds(random_.between(100, 60'000));
-        }
-        world_.disk(path).add_fault(fault);
-        ++report_.counts.disk_faults;
-        note(fmt::format("{}: fault {} of operation {}", path, static_cast<int>(effect),
-                         static_cast<int>(operation)));
-    };
-    using sim::DiskEffect;
-    using sim::DiskOperation;
-    if (random_.chance(plan_.read_error_permille)) add(DiskOperation::read, DiskEffect::io_error);
-    if (random_.chance(plan_.write_error_permille)) {
-        add(DiskOperation::write, DiskEffect::io_error);
-    }
-    if (random_.chance(plan_.garbled_read_permille)) add(DiskOperation::read, DiskEffect::garbled);
-    if (random_.chance(plan_.slow_permille)) {
-        add(random_.chance(500) ? DiskOperation::read : DiskOperation::write, DiskEffect::slow);
     }
 }
 

@@ -76,6 +76,9 @@ TEST(Swarm, SeedsThatFoundBugs) {
         {"swarm", 2},
         {"swarm", 7},
         {"swarm", 30},
+        // The scan of a journal passed over the frame that showed that those before it were lost.
+        {"damage", 506, Edition::second},
+        {"damage", 563, Edition::second},
     };
     for (const Seed& s : kSeeds)
         EXPECT_EQ(run(s.plan, s.seed, 2'000, s.edition).problem, "")
