@@ -117,8 +117,8 @@ class LocalJournal final : public Journal {
     Suspect suspect_;                // the last one met by the ring's tail
     bool is_looking_again_ = false;  // soon, by itself
     runtime::Alarm look_again_soon_;
-    uint32_t replays_ = 0;           // while one runs, no move begins
-    uint32_t moves_ = 0;             // a replay waits for those under way
+    uint32_t replays_ = 0;  // while one runs, no move begins
+    uint32_t moves_ = 0;    // a replay waits for those under way
     runtime::WaitList moved_;
     std::vector<VolumeId> dropped_;  // whose state somebody may still refer to
     bool stopping_ = false;
