@@ -31,7 +31,7 @@ class Image {
 // Listens to a disk and knows what it may hold after a power loss at this moment.
 class Recording final : public sim::DiskObserver {
   public:
-    static constexpr size_t kSubsetWritesMax = 5;
+    static constexpr size_t kSubsetWritesMax = 3;
 
     // `changed` is called after everything that changes what a power loss would leave.
     explicit Recording(std::function<void()> changed) : changed_(std::move(changed)) {}
