@@ -35,7 +35,8 @@ enum class Urgency : uint8_t {
     reappend,  // moving old records so that the tail goes on: half of the reserve
     meta,      // seals, roots, fences, by which space becomes free: all of it
     tail,      // moving all that is needed of the oldest frame when even the reserve is used up: it
-               // gives back what it takes, and without it nothing would ever become free again
+               // gives back what it takes, and without it nothing would ever become free again;
+               // also what says that something of a frame is lost, before the frame may go
 };
 
 // A right to append: `bytes` of the ring are set aside until the append is committed or the

@@ -96,21 +96,23 @@ Task<Result<void>> LocalJournal::adopt(media::RingRecovery recovery) {
     co_return Result<void>{};
 }
 
-Task<Result<RecordPosition>> LocalJournal::append_state(VolumeState& state, Record record) {
+Task<Result<RecordPosition>> LocalJournal::append_state(VolumeState& state, Record record,
+                                                        Urgency urgency) {
     uint64_t cost = format::ring_cost_bytes(record);
-    CO_TRY_ASSIGN(media::Admission admission, co_await ring_.admit(cost, Urgency::meta));
+    CO_TRY_ASSIGN(media::Admission admission, co_await ring_.admit(cost, urgency));
     ++state.in_flight;
     auto position = co_await ring_.append(std::move(record), std::move(admission));
     end_flight(state);
     co_return position;
 }
 
+// Without it nothing moves over what is lost, and a device with it does not even open.
 Task<Result<void>> LocalJournal::write_damage(VolumeState& state, Lsn last_lsn,
                                               uint64_t device_offset) {
     Record record =
         state_record(state, RecordType::damage, format::DamageBody{last_lsn, device_offset});
     Retained entry = make_retained(record, {});
-    CO_TRY_ASSIGN(entry.position, co_await append_state(state, std::move(record)));
+    CO_TRY_ASSIGN(entry.position, co_await append_state(state, std::move(record), Urgency::tail));
     if (state.is_dropped) {
         ring_.release(entry.position);
     } else {

@@ -59,7 +59,8 @@ class LocalJournal final : public Journal {
                      std::string* reason) const;
     Task<Result<void>> write_fence(VolumeState& state, const OpenRequest& request,
                                    LogOutcome outcome);
-    Task<Result<media::RecordPosition>> append_state(VolumeState& state, format::Record record);
+    Task<Result<media::RecordPosition>> append_state(VolumeState& state, format::Record record,
+                                                     media::Urgency urgency = media::Urgency::meta);
     Task<Result<void>> write_damage(VolumeState& state, Lsn last_lsn, uint64_t device_offset);
     LogTail tail_of(const VolumeState& state) const;
     void settle(VolumeState& state, const format::Record& record, const Retained& entry);

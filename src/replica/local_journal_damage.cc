@@ -174,7 +174,8 @@ Task<Result<void>> LocalJournal::rewrite_states(VolumeState& state, const IsLost
             record.body = format::DamageBody{std::max(state.damage_lsn, state.last_lsn), 0};
         }
         Retained entry = make_retained(record, {});
-        CO_TRY_ASSIGN(entry.position, co_await append_state(state, std::move(record)));
+        CO_TRY_ASSIGN(entry.position,
+                      co_await append_state(state, std::move(record), media::Urgency::tail));
         // A newer one may have come meanwhile: then this is needless.
         bool is_newest = !state.is_dropped && *single && (*single)->position == old.position;
         if (is_newest) {

@@ -185,5 +185,41 @@ TEST_F(FullJournalTest, TheOldestFrameIsMovedWhenNothingElseFits) {
     }
 }
 
+TEST_F(FullJournalTest, WhatIsLostOfTheOldestFrameDoesNotHoldItForEver) {
+    const uint64_t kept = ring().ring_bytes() - ring().free_bytes(media::Urgency::meta);
+    make_full({60, 200, 0}, kept - 800 * kKiB);
+    if (HasFatalFailure()) return;
+    world.disk(kPath).corrupt(ring().device_offset_of({sequence + 1, 0, 0}) - 100);
+    free_all();
+    visitor->go_on.set();
+    world.run_until_idle();
+    EXPECT_GT(ring().tail_sequence(), sequence);
+    EXPECT_GT(ring().free_bytes(media::Urgency::user), 4 * kMiB);
+    replayed.reset();
+    crash();
+    begin();
+    free_all();
+    world.run_until_idle();
+    EXPECT_EQ(open(VolumeId(60), 4)->tail().outcome, LogOutcome::unknown);
+    auto other = open(VolumeId(59), 4);
+    EXPECT_EQ(other->tail().outcome, LogOutcome::complete) << other->tail().reason;
+    EXPECT_EQ(replay(*other).size(), 1u);
+}
+
+TEST_F(FullJournalTest, OpensWithDamageInARingThatIsFullToTheReserve) {
+    const uint64_t kept = ring().ring_bytes() - ring().free_bytes(media::Urgency::meta);
+    make_full({60, 200, 0}, kept - 800 * kKiB);
+    if (HasFatalFailure()) return;
+    const uint64_t place = ring().device_offset_of({sequence + 1, 0, 0}) - 100;
+    replayed.reset();
+    crash(sim::CrashMode::keep);
+    world.disk(kPath).corrupt(place);
+    begin();
+    free_all();
+    world.run_until_idle();
+    EXPECT_EQ(open(VolumeId(60), 4)->tail().outcome, LogOutcome::unknown);
+    EXPECT_EQ(open(VolumeId(59), 4)->tail().outcome, LogOutcome::complete);
+}
+
 }  // namespace
 }  // namespace peplos::replica
