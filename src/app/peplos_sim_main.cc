@@ -201,6 +201,7 @@ int main_with(int argc, char** argv) {
         ->check(CLI::IsMember(names))
         ->capture_default_str();
     std::vector<std::string> mistakes;
+    mistakes.reserve(std::size(swarm::kMistakes));
     for (const swarm::Mistake& mistake : swarm::kMistakes)
         mistakes.emplace_back(mistake.name);
     app.add_option("--plant", wish.planted, "make this mistake: it must be found")
