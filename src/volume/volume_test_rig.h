@@ -104,6 +104,8 @@ class Rig {
         : options_(options), world(seed, options.world), model(options.volume_bytes) {}
     ~Rig() {
         if (volume) stop();
+        // What still runs of it goes before what it refers to.
+        world.kill();
     }
 
     static constexpr VolumeId kVolume{0xabc};
