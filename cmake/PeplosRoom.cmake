@@ -4,9 +4,14 @@
 #   NAME_x_fuzz      one libFuzzer program per x_fuzz.cc, when PEPLOS_FUZZ is on
 find_package(Threads REQUIRED)
 
+# The precompiled header is that of peplos_pch, or of the target that is named.
 function(peplos_pch target)
+  set(from peplos_pch)
+  if(ARGC GREATER 1)
+    set(from ${ARGV1})
+  endif()
   if(PEPLOS_PCH)
-    target_precompile_headers(${target} REUSE_FROM peplos_pch)
+    target_precompile_headers(${target} REUSE_FROM ${from})
   endif()
 endfunction()
 
@@ -18,6 +23,11 @@ function(peplos_room name)
   list(FILTER tests INCLUDE REGEX "_test\\.cc$")
   set(fuzzers ${all})
   list(FILTER fuzzers INCLUDE REGEX "_fuzz\\.cc$")
+
+  # What tests/tidy_seams.py looks at one by one.
+  set(alone ${sources})
+  list(FILTER alone INCLUDE REGEX "/(embedded|etcd)_")
+  set_source_files_properties(${alone} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 
   if(sources)
     add_library(peplos_${name} STATIC ${sources})
@@ -33,7 +43,7 @@ function(peplos_room name)
   if(tests)
     add_executable(${name}_tests ${tests})
     target_link_libraries(${name}_tests PRIVATE peplos_${name} peplos_sim gmock gtest gtest_main)
-    peplos_pch(${name}_tests)
+    peplos_pch(${name}_tests peplos_test_pch)
     add_test(NAME ${name} COMMAND ${name}_tests)
     set_tests_properties(${name} PROPERTIES TIMEOUT 600)
   endif()

@@ -3,9 +3,11 @@
 
 lint.py [--build FOLDER] [--jobs N] [--since COMMIT] [FILE...]
 
-With --since only sources that changed, or include a header that changed, since that commit. Sources
-that were clean are kept by content in FOLDER/lint.json and not looked at again. FOLDER must be
-built as far as its compile_commands.json and precompiled header.
+Looks at what FOLDER's build compiles at once (a source, or a unity file of several): most of the
+time goes into what all of them include. With --since only at what changed since that commit, or
+includes what did; with FILE only at what holds one of these. What was clean is kept by content in
+FOLDER/lint.json and not looked at again. FOLDER must be built as far as its compile_commands.json
+and precompiled header.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import subprocess
 import tree
 
 TEST = re.compile(r"_test$|_fuzz$")
+MEMBER = re.compile(r'^#include "(.*)"$', re.MULTILINE)
 
 
 def changed_since(commit):
@@ -28,17 +31,39 @@ def changed_since(commit):
     return {name.removeprefix("src/") for name in listing.splitlines()}
 
 
-def key_of(source, known):
+def members_of(compiled):
+    """The sources that a compiled file holds: itself, or those of a unity file."""
+    path = pathlib.Path(compiled)
+    if "Unity" not in path.parts:
+        return [path]
+    return [pathlib.Path(name) for name in MEMBER.findall(path.read_text())]
+
+
+def units_of(build):
+    """Yields (compiled file, names of its sources below src/) of production code of this tree."""
+    ours = set(tree.files())
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        names = [path.relative_to(tree.ROOT) for path in members_of(entry["file"])
+                 if path.is_relative_to(tree.ROOT)]
+        names = [str(name.relative_to("src")) for name in names
+                 if name in ours and name.parts[0] == "src" and not TEST.search(name.stem) and
+                 "asio_impl" not in name.parts]
+        if names:
+            yield entry["file"], names
+
+
+def key_of(sources, known):
     digest = hashlib.sha256((tree.ROOT / ".clang-tidy").read_bytes())
-    for name in sorted(tree.transitive_includes(source, known)):
+    for name in sorted(set().union(*(tree.transitive_includes(source, known)
+                                     for source in sources))):
         path = tree.ROOT / "src" / name
         digest.update(name.encode() + b"\0")
         digest.update(path.read_bytes() if path.is_file() else b"absent")
     return digest.hexdigest()
 
 
-def lint(source, build):
-    run = subprocess.run(["clang-tidy-19", "--quiet", "-p", str(build), f"src/{source}"],
+def lint(compiled, build):
+    run = subprocess.run(["clang-tidy-19", "--quiet", "-p", str(build), compiled],
                          cwd=tree.ROOT, capture_output=True, text=True, check=False)
     if run.returncode == 0:
         return []
@@ -53,28 +78,28 @@ def main():
     parser.add_argument("files", nargs="*", help="sources, as src/room/file.cc; all when none")
     options = parser.parse_args()
     build = options.build.resolve()
-    built = {entry["file"] for entry in json.loads((build / "compile_commands.json").read_text())}
-    sources = [str(path.relative_to("src")) for path in tree.files()
-               if path.parts[0] == "src" and path.suffix == ".cc" and not TEST.search(path.stem)
-               and str(tree.ROOT / path) in built and "asio_impl" not in path.parts]
     known = {}
-    keys = {source: key_of(source, known) for source in sources}
+    units = dict(units_of(build))
+    keys = {unit: key_of(sources, known) for unit, sources in units.items()}
     if options.files:
-        sources = [source for source in sources if f"src/{source}" in options.files]
+        units = {unit: sources for unit, sources in units.items()
+                 if any(f"src/{source}" in options.files for source in sources)}
     if options.since:
         changed = changed_since(options.since)
-        sources = [source for source in sources if known[source] & changed]
+        units = {unit: sources for unit, sources in units.items()
+                 if any(known[source] & changed for source in sources)}
     store = build / "lint.json"
     passed = json.loads(store.read_text()) if store.exists() else {}
-    due = [source for source in sources if passed.get(source) != keys[source]]
+    due = [unit for unit in units if passed.get(unit) != keys[unit]]
     problems = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for source, found in zip(due, pool.map(lambda name: lint(name, build), due)):
+        for unit, found in zip(due, pool.map(lambda name: lint(name, build), due)):
             problems += found
             if not found:
-                passed[source] = keys[source]
+                passed[unit] = keys[unit]
                 store.write_text(json.dumps(passed, indent=1))
-    print(f"{len(sources)} sources, {len(due)} looked at now")
+    print(f"{len(units)} units of {sum(map(len, units.values()))} sources, "
+          f"{len(due)} looked at now")
     tree.report({"lint": problems})
 
 

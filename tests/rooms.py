@@ -10,9 +10,10 @@ import re
 
 import tree
 
-STORAGE_ROOMS = {"format", "media", "replica", "volume", "keeper", "control", "fabric"}
-# The SQLite file and its thread live behind control's interface.
-BEHIND_AN_INTERFACE = ("src/control/embedded_",)
+STORAGE_ROOMS = {"format", "media", "replica", "volume", "keeper", "control", "fabric",
+                 "peer"}
+# The SQLite file, gRPC and their threads live behind control's interface.
+BEHIND_AN_INTERFACE = ("src/control/embedded_", "src/control/etcd_")
 DOORS_AND_RUNTIME = {"runtime", "sim", "http", "iscsi", "attach", "docker", "api", "app"}
 
 SYSTEM_HEADERS = re.compile(

@@ -29,7 +29,8 @@ def flags_of(build):
     """The flags of a file of the highest room that is built: they hold every room's."""
     commands = json.loads((build / "compile_commands.json").read_text())
     commands = [entry for entry in commands if "/src/" in entry["file"] and
-                not entry["file"].endswith(("_test.cc", ".cxx"))]
+                "_tests.dir" not in entry["command"] and
+                not entry["file"].endswith((".hxx.cxx", "_test.cc"))]
     words = max((shlex.split(entry["command"]) for entry in commands), key=len)
     words = words[next(i for i, word in enumerate(words) if word.endswith("clang++-19")):]
     flags = []

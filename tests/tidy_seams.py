@@ -26,7 +26,7 @@ REFUSED = re.compile(
     r"_ZNSt6thread15_M_start_thread.*|_ZNSt13random_device.*|_ZNSt10filesystem.*|"
     r"_ZNSt1[034]basic_[io]?f(ile|stream).*)(@.*)?")
 # Objects behind control's interface.
-ALLOWED_OBJECTS = re.compile(r"embedded_\w+\.cc\.o")
+ALLOWED_OBJECTS = re.compile(r"(embedded|etcd)_\w+\.cc\.o")
 
 
 def undefined_symbols(archive):
@@ -53,7 +53,7 @@ def check_daemon(program):
     listing = subprocess.run(["nm", str(program)], capture_output=True, text=True,
                              check=True).stdout
     return [f"peplosd contains {line.split()[-1]}" for line in listing.splitlines()
-            if "6peplos3sim" in line or "6peplos5swarm" in line]
+            if re.search("6peplos(3sim|5swarm|5model)", line)]
 
 
 def main():

@@ -34,7 +34,7 @@ TEST(VolumeSpecOf, RefusesNonsense) {
           R"({"name":"v","size":99999999999999999999})", R"({"name":"v","mode":750})",
           R"({"name":"v","mode":"rwx"})", R"({"name":"v","uid":-1})",
           R"({"name":"v","uid":18446744073709551615})", R"({"name":"v","labels":[]})",
-          R"({"name":"v","labels":{"a":1}})", R"({"name":"v","copies":2})",
+          R"({"name":"v","labels":{"a":1}})", R"({"name":"v","copies":4})",
           R"({"name":"v","sector_size":1})", R"({"name":"v","fs":"zfs"})"}) {
         auto spec = volume_spec_of(Json::parse(text));
         ASSERT_FALSE(spec) << text;

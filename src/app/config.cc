@@ -11,6 +11,7 @@
 #include <iterator>
 #include <unistd.h>
 
+#include "control/etcd_store.h"
 #include "fabric/node.h"
 
 #define TOML_HEADER_ONLY 1
@@ -59,6 +60,17 @@ class Section {
         auto bytes = fabric::parse_size(text);
         if (!bytes) return refuse(*node, key, bytes.error().message());
         into = *bytes;
+    }
+    void read_list(std::string_view key, std::vector<std::string>& into) {
+        const toml::node* node = find(key);
+        if (node == nullptr) return;
+        if (!node->is_array()) return refuse(*node, key, "must be a list of texts");
+        into.clear();
+        for (const toml::node& entry : *node->as_array()) {
+            auto text = entry.value_exact<std::string>();
+            if (!text) return refuse(entry, key, "must be a list of texts");
+            into.push_back(std::move(*text));
+        }
     }
     void read_port(std::string_view key, uint16_t& into) {
         const toml::node* node = find(key);
@@ -177,6 +189,35 @@ Result<void> read_sections(Section& top, std::string_view source, Config& config
     return {};
 }
 
+Result<StoreKind> parse_store_kind(std::string_view text) {
+    if (text == "embedded") return StoreKind::embedded;
+    if (text == "etcd") return StoreKind::etcd;
+    return fail(Code::invalid_argument, "control.kind \"{}\" is unknown; known: embedded, etcd",
+                text);
+}
+
+std::string_view name_of(StoreKind kind) {
+    return kind == StoreKind::etcd ? "etcd" : "embedded";
+}
+
+Result<void> read_control(Section& top, std::string_view source, ControlConfig& into) {
+    const toml::table* table = top.section("control");
+    if (table == nullptr) return {};
+    Section control(*table, "control", source);
+    std::string kind(name_of(into.kind));
+    control.read("kind", kind);
+    control.read_list("endpoints", into.endpoints);
+    control.read("prefix", into.prefix);
+    control.read("ca", into.ca);
+    control.read("cert", into.cert);
+    control.read("key", into.key);
+    TRY(control.finish());
+    auto parsed = parse_store_kind(kind);
+    if (!parsed) return fail(std::move(parsed).error().within(source));
+    into.kind = *parsed;
+    return {};
+}
+
 Result<void> read_devices(Section& top, std::string_view source, Config& config) {
     for (const toml::table* table : top.sections("device")) {
         DeviceConfig device;
@@ -210,6 +251,16 @@ Result<DeviceConfig> parse_device_flag(const std::string& text) {
         }
     }
     return device;
+}
+
+std::vector<std::string> parts_of(const std::string& text) {
+    std::vector<std::string> parts;
+    for (size_t begin = 0; begin <= text.size();) {
+        size_t end = std::min(text.find(',', begin), text.size());
+        parts.push_back(text.substr(begin, end - begin));
+        begin = end + 1;
+    }
+    return parts;
 }
 
 Result<std::string> read_file(const std::string& path) {
@@ -252,6 +303,31 @@ Result<void> check_plugin_name(const std::string& name) {
                 "plugin.name \"{}\" must be 1 to 64 of the characters a-z, 0-9, - and _", name);
 }
 
+Result<void> check_control(const ControlConfig& wanted) {
+    if (wanted.kind == StoreKind::embedded) {
+        if (wanted.endpoints.empty()) return {};
+        return fail(
+            Code::invalid_argument,
+            "control.endpoints name an etcd, but control.kind is \"embedded\": write kind = "
+            "\"etcd\"");
+    }
+    if (wanted.endpoints.empty()) {
+        return fail(Code::invalid_argument,
+                    "control.kind \"etcd\" needs control.endpoints, for example "
+                    "[\"http://127.0.0.1:2379\"]");
+    }
+    TRY(control::check_etcd_prefix(wanted.prefix));
+    for (const std::string* path : {&wanted.ca, &wanted.cert, &wanted.key}) {
+        if (path->empty() != wanted.ca.empty()) {
+            return fail(Code::invalid_argument,
+                        "control.ca, control.cert and control.key belong together: name all three "
+                        "or none");
+        }
+        if (!path->empty()) TRY(check_path("the PEM file", *path));
+    }
+    return {};
+}
+
 Result<void> check_devices(const std::vector<DeviceConfig>& devices) {
     std::vector<std::string> seen;
     for (const DeviceConfig& device : devices) {
@@ -267,12 +343,6 @@ Result<void> check_devices(const std::vector<DeviceConfig>& devices) {
         seen.push_back(device.path);
     }
     return {};
-}
-
-std::string host_name() {
-    std::array<char, 256> name{};
-    if (gethostname(name.data(), name.size() - 1) != 0 || name[0] == '\0') return "localhost";
-    return name.data();
 }
 
 // What the flags said; applied over the file.
@@ -302,6 +372,7 @@ void describe_flags(CLI::App& app, Flags& flags) {
     value("--plugin-socket", "Docker plugin socket (default /run/docker/plugins/NAME.sock)");
     value("--api-socket", "API socket (default RUN_DIR/api.sock)");
     value("--api-port", "API port on 127.0.0.1; 0 for none (default 7667)");
+    value("--etcd", "Keep the control store in the etcd at these URLs (comma between them)");
     value("--overlay", "Memory for recent writes (default 256MiB)");
     value("--map-cache", "Memory for block map leaves (default 256MiB)");
     value("--log-level", "debug, info, warn or error (default info)");
@@ -326,7 +397,10 @@ Result<void> apply_flag(const std::string& flag, const std::string& value, Confi
         config.api_socket = value;
     else if (flag == "--log-level")
         config.log_level = value;
-    else if (flag == "--overlay") {
+    else if (flag == "--etcd") {
+        config.control.kind = StoreKind::etcd;
+        config.control.endpoints = parts_of(value);
+    } else if (flag == "--overlay") {
         TRY_ASSIGN(config.overlay_bytes, fabric::parse_size(value));
     } else if (flag == "--api-port") {
         TRY_ASSIGN(config.api_port, parse_port(value));
@@ -380,9 +454,16 @@ Result<Config> parse_config(std::string_view text, std::string_view source, Conf
     top.read("state_dir", config.state_dir);
     top.read("run_dir", config.run_dir);
     TRY(read_sections(top, source, config));
+    TRY(read_control(top, source, config.control));
     TRY(read_devices(top, source, config));
     TRY(top.finish());
     return config;
+}
+
+std::string host_name() {
+    std::array<char, 256> name{};
+    if (gethostname(name.data(), name.size() - 1) != 0 || name[0] == '\0') return "localhost";
+    return name.data();
 }
 
 Result<Config> completed(Config config) {
@@ -407,6 +488,7 @@ Result<Config> completed(Config config) {
         }
     }
     TRY(check_plugin_name(config.plugin_name));
+    TRY(check_control(config.control));
     TRY(check_devices(config.devices));
     if (std::ranges::find(kLogLevels, config.log_level) == kLogLevels.end()) {
         return fail(Code::invalid_argument, "log.level \"{}\" is unknown; known: {}",
@@ -458,6 +540,17 @@ std::string print_config(const Config& config) {
     top.insert("log",
                toml::table{{"level", config.log_level},
                            {"format", config.log_format == LogFormat::json ? "json" : "text"}});
+    if (config.control.kind == StoreKind::etcd) {
+        toml::array endpoints;
+        for (const std::string& endpoint : config.control.endpoints)
+            endpoints.push_back(endpoint);
+        top.insert("control", toml::table{{"kind", name_of(config.control.kind)},
+                                          {"endpoints", std::move(endpoints)},
+                                          {"prefix", config.control.prefix},
+                                          {"ca", config.control.ca},
+                                          {"cert", config.control.cert},
+                                          {"key", config.control.key}});
+    }
     toml::array devices;
     for (const DeviceConfig& device : config.devices) {
         toml::table entry{{"path", device.path}};

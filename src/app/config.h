@@ -27,6 +27,20 @@ struct DeviceConfig {
     bool operator==(const DeviceConfig&) const = default;
 };
 
+enum class StoreKind : uint8_t { embedded, etcd };
+
+// Where the cluster's truth is kept.
+struct ControlConfig {
+    StoreKind kind = StoreKind::embedded;
+    // Of etcd: URLs, the prefix of its keys, and for https the three PEM files.
+    std::vector<std::string> endpoints;
+    std::string prefix = "/peplos/";
+    std::string ca;
+    std::string cert;
+    std::string key;
+    bool operator==(const ControlConfig&) const = default;
+};
+
 enum class LogFormat : uint8_t { text, json };
 
 // Every path is absolute after read_config(); the empty defaults below are then filled in.
@@ -55,6 +69,8 @@ struct Config {
     std::string log_level = "info";  // debug, info, warn, error
     LogFormat log_format = LogFormat::text;
 
+    ControlConfig control;
+
     std::vector<DeviceConfig> devices;
 };
 
@@ -74,6 +90,9 @@ struct DaemonOptions {
 // exists), fills what is empty and checks the whole.
 // Errors: invalid_argument, not_found (a file that was named), permission_denied.
 Result<DaemonOptions> read_options(int argc, const char* const* argv);
+
+// The machine's name, "localhost" when it has none.
+std::string host_name();
 
 // Fills the empty fields as their comments say and checks what belongs together.
 // Errors: invalid_argument.

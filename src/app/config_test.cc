@@ -30,6 +30,13 @@ TEST(Config, ReadsEveryKey) {
         [log]
         level = "debug"
         format = "json"
+        [control]
+        kind = "etcd"
+        endpoints = ["https://a:2379", "https://b:2379"]
+        prefix = "/p/one/"
+        ca = "/etc/peplos/ca.pem"
+        cert = "/etc/peplos/node.pem"
+        key = "/etc/peplos/node.key"
         [[device]]
         path = "/srv/peplos/device0"
         size = "20GiB"
@@ -49,6 +56,12 @@ TEST(Config, ReadsEveryKey) {
     EXPECT_EQ(config->leaf_cache_bytes, 32 * kMiB);
     EXPECT_EQ(config->spin, std::chrono::microseconds(100));
     EXPECT_EQ(config->log_format, LogFormat::json);
+    EXPECT_EQ(config->control, (ControlConfig{StoreKind::etcd,
+                                              {"https://a:2379", "https://b:2379"},
+                                              "/p/one/",
+                                              "/etc/peplos/ca.pem",
+                                              "/etc/peplos/node.pem",
+                                              "/etc/peplos/node.key"}));
     ASSERT_EQ(config->devices.size(), 2u);
     EXPECT_EQ(config->devices[0].create_bytes, 20 * kGiB);
     EXPECT_EQ(config->devices[1].path, "/dev/nvme1n1");
@@ -57,6 +70,7 @@ TEST(Config, ReadsEveryKey) {
 TEST(Config, PrintedConfigurationReadsBackEqual) {
     auto config = completed({.node_name = "n",
                              .spin = std::chrono::microseconds(7),
+                             .control = {.kind = StoreKind::etcd, .endpoints = {"http://e:1"}},
                              .devices = {{"/x", kGiB, "hdd"}, {"/y", 0, ""}}});
     ASSERT_TRUE(config.has_value());
     auto again = parse_config(print_config(*config), "again");
@@ -100,6 +114,17 @@ TEST(Config, RefusesBadValues) {
     EXPECT_NE(refusal("= = =").find("line 1"), std::string::npos);
     EXPECT_NE(refusal("run_dir = \"/" + std::string(120, 'x') + "\"").find("107"),
               std::string::npos);
+    EXPECT_NE(refusal("[control]\nkind = \"zoo\"").find("embedded, etcd"), std::string::npos);
+    EXPECT_NE(refusal("[control]\nkind = \"etcd\"").find("control.endpoints"), std::string::npos);
+    EXPECT_NE(refusal("[control]\nendpoints = [\"http://a:1\"]").find("control.kind"),
+              std::string::npos);
+    const std::string etcd = "[control]\nkind = \"etcd\"\nendpoints = [\"https://a:1\"]\n";
+    EXPECT_NE(refusal("[control]\nendpoints = 3").find("list of texts"), std::string::npos);
+    EXPECT_NE(refusal(etcd + "prefix = \"x\"").find("end with '/'"), std::string::npos);
+    EXPECT_NE(refusal(etcd + "ca = \"/ca\"").find("all three"), std::string::npos);
+    EXPECT_NE(refusal(etcd + "ca = \"a\"\ncert = \"b\"\nkey = \"c\"").find("absolute path"),
+              std::string::npos);
+    EXPECT_EQ(refusal(etcd), "accepted");
     EXPECT_EQ(refusal(""), "accepted");
 }
 
@@ -119,6 +144,11 @@ TEST(Options, FlagsOverrideTheDefaults) {
     ASSERT_EQ(read->config.devices.size(), 2u);
     EXPECT_EQ(read->config.devices[0].media_class, "nvme");
     EXPECT_EQ(read->config.devices[0].create_bytes, kGiB);
+    read = options({"--etcd", "http://a:1,http://b:2"});
+    ASSERT_TRUE(read.has_value()) << read.error().text();
+    EXPECT_EQ(read->config.control.kind, StoreKind::etcd);
+    EXPECT_EQ(read->config.control.endpoints,
+              (std::vector<std::string>{"http://a:1", "http://b:2"}));
 }
 
 TEST(Options, AnswersAndRefusals) {

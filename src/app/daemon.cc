@@ -10,11 +10,15 @@
 
 #include "api/door.h"
 #include "app/lost_store.h"
+#include "app/node_identity.h"
 #include "app/notify.h"
 #include "attach/fuse_attachments.h"
 #include "base/log.h"
 #include "control/backup.h"
 #include "control/embedded_store.h"
+#include "control/etcd_store.h"
+#include "control/move_store.h"
+#include "control/records.h"
 #include "docker/door.h"
 #include "fabric/local_node.h"
 #include "http/listen.h"
@@ -56,12 +60,6 @@ Result<void> make_directory(const std::string& path) {
     return {};
 }
 
-std::string host_name() {
-    std::array<char, 256> name{};
-    if (gethostname(name.data(), name.size() - 1) != 0) return "localhost";
-    return name.data();
-}
-
 }  // namespace
 
 // The node's scrub requests, done by the keeper.
@@ -98,8 +96,9 @@ struct StorageSide {
 
     std::unique_ptr<runtime::Core> core;
     runtime::System system;
-    std::unique_ptr<control::EmbeddedStore> store;
-    std::unique_ptr<control::Backup> backup;
+    std::unique_ptr<NodeIdentity> identity;  // beside a store that has no lock of its own
+    std::unique_ptr<control::Store> store;
+    std::unique_ptr<control::Backup> backup;  // of an embedded store
     std::unique_ptr<attach::FuseAttachments> attachments;
     std::unique_ptr<fabric::LocalNode> node;
     // Its budgets are the node's.
@@ -150,7 +149,8 @@ Result<void> Daemon::prepare_process() {
     pin_process();
     if (config_.node_name.empty()) config_.node_name = host_name();
     TRY(make_directory(config_.state_dir));
-    if (!has_store()) TRY(check_empty_state(config_));
+    bool is_embedded = config_.control.kind == StoreKind::embedded;
+    if (is_embedded && !has_store()) TRY(check_empty_state(config_));
     TRY(make_directory(config_.run_dir));
     return {};
 }
@@ -192,19 +192,87 @@ runtime::Task<void> Daemon::serve() {
     doors_->core->stop();
 }
 
+runtime::Task<Result<void>> Daemon::open_embedded_store(runtime::Env env) {
+    if (!has_store()) CO_TRY(co_await check_unused_devices(config_, env));
+    control::EmbeddedStore::Options options;
+    options.path = store_path();
+    options.if_missing = control::EmbeddedStore::IfMissing::create;
+    CO_TRY_ASSIGN(std::unique_ptr<control::EmbeddedStore> store,
+                  co_await control::EmbeddedStore::open(std::move(options)));
+    storage_->backup =
+        std::make_unique<control::Backup>(env.executor, env.clock, *store, config_.state_dir);
+    storage_->store = std::move(store);
+    co_return Result<void>();
+}
+
+// The file moves into the etcd before anything serves: containers wait as over any restart.
+runtime::Task<Result<void>> Daemon::move_store_to(control::Store& to) {
+    control::EmbeddedStore::Options options;
+    options.path = store_path();
+    CO_TRY_ASSIGN(std::unique_ptr<control::EmbeddedStore> from,
+                  co_await control::EmbeddedStore::open(std::move(options)));
+    Result<void> moved = co_await control::move_store(*from, to);
+    Result<void> stopped = co_await from->stop();
+    if (moved) moved = std::move(stopped);
+    if (!moved) co_return fail(std::move(moved).error().within("moving the control store to etcd"));
+    // Before the file's name says that it was moved: this node is known by its file from then on.
+    CO_TRY_ASSIGN(NodeId mine, co_await stored_node());
+    CO_TRY_ASSIGN(storage_->identity, NodeIdentity::open(config_.state_dir, mine));
+    std::string aside = store_path() + ".moved";
+    if (std::rename(store_path().c_str(), aside.c_str()) != 0) {
+        co_return fail(Code::io_error, "cannot rename {} to {}: {}", store_path(), aside,
+                       std::strerror(errno));
+    }
+    LOG_INFO("the control store moved to etcd; the old file is kept as {}", aside);
+    co_return Result<void>();
+}
+
+// The id of the one node that the store knows; none in a store without a cluster.
+runtime::Task<Result<NodeId>> Daemon::stored_node() {
+    CO_TRY_ASSIGN(control::Page nodes,
+                  co_await control::list_all(*storage_->store, std::string(control::kNodePrefix)));
+    if (nodes.entries.size() != 1) co_return NodeId{};
+    CO_TRY_ASSIGN(control::NodeRecord node,
+                  control::decode<control::NodeRecord>(nodes.entries.front().value));
+    co_return node.id;
+}
+
+runtime::Task<Result<void>> Daemon::open_etcd_store(runtime::Env env) {
+    control::EtcdOptions options;
+    options.address.endpoints = config_.control.endpoints;
+    options.address.ca_file = config_.control.ca;
+    options.address.cert_file = config_.control.cert;
+    options.address.key_file = config_.control.key;
+    options.prefix = config_.control.prefix;
+    options.mark_file = config_.state_dir + "/etcd-mark";
+    CO_TRY_ASSIGN(std::unique_ptr<control::EtcdStore> store,
+                  co_await control::EtcdStore::connect(std::move(options)));
+    // Owned before the next step that may fail: it is stopped with the rest.
+    storage_->store = std::move(store);
+    if (has_store()) {
+        CO_TRY(co_await move_store_to(*storage_->store));
+    } else {
+        CO_TRY_ASSIGN(storage_->identity, NodeIdentity::open(config_.state_dir));
+    }
+    CO_TRY(co_await control::check_not_moving(*storage_->store));
+    CO_TRY_ASSIGN(std::optional<control::KeyValue> cluster,
+                  co_await storage_->store->get(std::string(control::kClusterKey)));
+    if (!cluster) CO_TRY(co_await check_unused_devices(config_, env));
+    co_return Result<void>();
+}
+
 runtime::Task<Result<void>> Daemon::start_storage() {
     StorageSide& side = *storage_;
     runtime::Env env = side.system.env();
-    if (!has_store()) CO_TRY(co_await check_unused_devices(config_, env));
-    control::EmbeddedStore::Options store_options;
-    store_options.path = store_path();
-    store_options.if_missing = control::EmbeddedStore::IfMissing::create;
-    CO_TRY_ASSIGN(side.store, co_await control::EmbeddedStore::open(std::move(store_options)));
-    side.backup =
-        std::make_unique<control::Backup>(env.executor, env.clock, *side.store, config_.state_dir);
+    if (config_.control.kind == StoreKind::embedded) {
+        CO_TRY(co_await open_embedded_store(env));
+    } else {
+        CO_TRY(co_await open_etcd_store(env));
+    }
 
     fabric::LocalNodeOptions node_options;
     node_options.name = config_.node_name;
+    if (side.identity != nullptr) node_options.id = side.identity->id();
     node_options.devices.overlay_bytes = config_.overlay_bytes;
     node_options.devices.leaf_cache_bytes = config_.leaf_cache_bytes;
     side.node = std::make_unique<fabric::LocalNode>(side.system.env(), *side.store, node_options);
@@ -224,7 +292,7 @@ runtime::Task<Result<void>> Daemon::start_storage() {
     if (!ready) co_return fail(std::move(ready).error().within("volumes cannot be attached"));
     side.node->set_attachments(side.attachments.get());
     CO_TRY(co_await side.node->start());
-    side.backup->start();
+    if (side.backup != nullptr) side.backup->start();
     CO_TRY(co_await add_devices());
     co_return Result<void>();
 }
@@ -298,6 +366,7 @@ runtime::Task<void> take_storage_apart(StorageSide& side) {
     side.attachments.reset();
     side.backup.reset();
     side.store.reset();
+    side.identity.reset();
     co_return;
 }
 

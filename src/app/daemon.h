@@ -4,7 +4,10 @@
 #include <string>
 
 #include "app/config.h"
+#include "base/ids.h"
 #include "base/result.h"
+#include "control/store.h"
+#include "runtime/env.h"
 #include "runtime/task.h"
 
 namespace peplos::app {
@@ -43,6 +46,10 @@ class Daemon {
     Result<void> prepare_process();
     runtime::Task<void> serve();
     runtime::Task<Result<void>> start_storage();
+    runtime::Task<Result<void>> open_embedded_store(runtime::Env env);
+    runtime::Task<Result<void>> open_etcd_store(runtime::Env env);
+    runtime::Task<Result<void>> move_store_to(control::Store& to);
+    runtime::Task<Result<NodeId>> stored_node();
     runtime::Task<Result<void>> add_devices();
     runtime::Task<Result<void>> start_doors();
     runtime::Task<void> stop_all();

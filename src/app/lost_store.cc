@@ -29,6 +29,17 @@ std::string newest_backup(const Config& config) {
 }
 
 Error lost(const Config& config, const std::string& what_shows) {
+    if (config.control.kind == StoreKind::etcd) {
+        return Error(
+            Code::already_exists,
+            fmt::format(
+                "the etcd at {} holds no cluster below {}, but {}: this node had volumes. "
+                "Nothing was changed. Their data are intact on the devices; their names are "
+                "in the control store. Name the right etcd and prefix, or restore etcd from "
+                "a snapshot. Only to give those volumes up, zero the first 2 MiB of the "
+                "devices",
+                config.control.endpoints.front(), config.control.prefix, what_shows));
+    }
     std::string database = config.state_dir + "/control.db";
     std::string backup = newest_backup(config);
     std::string next = fmt::format("cp {} {}, then start peplosd again", backup, database);

@@ -120,8 +120,13 @@ void print_totals(const swarm::RunCounts& totals, uint64_t runs, double seconds)
     print_never_reached(totals);
 }
 
+// What the published count of seeds means by one.
+constexpr uint64_t kFullRunOperations = 2'000;
+constexpr uint64_t kFullRunFaults = 20;
+
 int run_all(const Wish& wish) {
     swarm::RunCounts totals;
+    uint64_t full_runs = 0;
     uint64_t runs = 0;
     Wall::time_point begin = Wall::now();
     auto seconds = [begin] { return std::chrono::duration<double>(Wall::now() - begin).count(); };
@@ -133,6 +138,9 @@ int run_all(const Wish& wish) {
         swarm::RunReport report = run_seed(wish, seed);
         ++runs;
         totals.add(report.counts);
+        bool is_full = report.counts.operations >= kFullRunOperations &&
+                       report.counts.fault_count() >= kFullRunFaults;
+        full_runs += is_full ? 1 : 0;
         if (!report.problem.empty()) {
             ++failed;
         } else if (wish.verbose || (wish.minutes == 0 && wish.runs == 1)) {
@@ -141,6 +149,8 @@ int run_all(const Wish& wish) {
         std::fflush(stdout);
     }
     print_totals(totals, runs, seconds());
+    fmt::print("{} of {} runs had at least {} operations and {} faults\n", full_runs, runs,
+               kFullRunOperations, kFullRunFaults);
     fmt::print("{} passed, {} failed\n", runs - failed, failed);
     return failed == 0 ? 0 : 1;
 }

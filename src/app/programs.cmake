@@ -2,6 +2,10 @@
 add_executable(peplos-sim app/peplos_sim_main.cc)
 target_link_libraries(peplos-sim PRIVATE peplos_swarm)
 peplos_pch(peplos-sim)
+# The protocol's model; never installed.
+add_executable(peplos-model app/peplos_model_main.cc)
+target_link_libraries(peplos-model PRIVATE peplos_model)
+peplos_pch(peplos-model)
 # The two small programs that peplosd starts; installed beside it.
 add_executable(peplos-holder attach/holder_main.cc)
 target_link_libraries(peplos-holder PRIVATE peplos_attach)
@@ -13,6 +17,10 @@ peplos_pch(peplos-mounter)
 add_executable(attach-ram-server attach/ram_server_main.cc)
 target_link_libraries(attach-ram-server PRIVATE peplos_attach)
 peplos_pch(attach-ram-server)
+# Measures calls between nodes; never installed.
+add_executable(peplos-peer-bench app/peplos_peer_bench_main.cc)
+target_link_libraries(peplos-peer-bench PRIVATE peplos_peer)
+peplos_pch(peplos-peer-bench)
 # One program per app/NAME_main.cc; NAME is written with '-' for '_'.
 file(GLOB peplos_mains CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/app/*_main.cc)
 foreach(main ${peplos_mains})

@@ -222,6 +222,7 @@ void FuseSession::answer_init(const FuseRequest& request) {
 }
 
 void FuseSession::answer_setattr(const FuseRequest& request) {
+    // The mounter truncates to the size that is: the kernel is sure to keep the answer to that.
     bool resizes = (request.setattr_valid & FATTR_SIZE) != 0;
     if (resizes && request.setattr_size != device_->size_bytes()) {
         return reply_error(request.unique, EPERM);

@@ -1,5 +1,6 @@
 #include "attach/fuse_session.h"
 
+#include <cerrno>
 #include <cstring>
 #include <future>
 #include <gtest/gtest.h>
@@ -85,6 +86,24 @@ class FuseSessionTest : public testing::Test {
         request.body.size = kBlockBytes;
         ASSERT_EQ(write(kernel_, &request, sizeof(request)), ssize_t{sizeof(request)});
     }
+    // The error of the answer to a truncate to `bytes`; when it is none, the size that it names.
+    std::pair<int, uint64_t> truncate(uint64_t bytes) {
+        struct {
+            fuse_in_header header;
+            fuse_setattr_in body;
+        } request{};
+        request.header.len = sizeof(request);
+        request.header.opcode = FUSE_SETATTR;
+        request.body.valid = FATTR_SIZE | FATTR_FH;
+        request.body.size = bytes;
+        EXPECT_EQ(write(kernel_, &request, sizeof(request)), ssize_t{sizeof(request)});
+        struct {
+            fuse_out_header header;
+            fuse_attr_out body;
+        } out{};
+        EXPECT_EQ(read(kernel_, &out, sizeof(out)), static_cast<ssize_t>(out.header.len));
+        return {-out.header.error, out.body.attr.size};
+    }
     // The request answered; its block must have the bytes of `unique`.
     uint64_t answer() {
         std::vector<char> message(sizeof(fuse_out_header) + kBlockBytes);
@@ -115,6 +134,18 @@ TEST_F(FuseSessionTest, AnswersEachReadOnceWhateverServedItBefore) {
     }
     stop_session();
     EXPECT_EQ(session_->counters().requests, 1600u);
+}
+
+// After a grow the mounter truncates the file to the size that it has: only the answer to that is
+// sure to become the kernel's size.
+TEST_F(FuseSessionTest, TruncateIsAnsweredForTheDevicesOwnSizeOnly) {
+    const uint64_t size = device_->size_bytes();
+    EXPECT_EQ(truncate(size), std::pair(0, size));
+    EXPECT_EQ(truncate(size - kBlockBytes).first, EPERM);
+    EXPECT_EQ(truncate(size + kBlockBytes).first, EPERM);
+    EXPECT_EQ(truncate(0).first, EPERM);
+    EXPECT_EQ(truncate(size), std::pair(0, size));
+    stop_session();
 }
 
 TEST_F(FuseSessionTest, StopsWhenWhatItReadIsAnswered) {

@@ -67,6 +67,18 @@ int configure(const std::string& device, int file, uint32_t sector_bytes, const 
     return 0;
 }
 
+// The kernel takes over the size that the daemon has for the file; 0, or an errno. The answer to a
+// stat alone is shown to us, but kept in the inode only if no write of the file ended meanwhile
+// (fuse_change_attributes). An inode with an old size lets reads behind its old end return nothing,
+// which the loop driver makes an I/O error of. The answer to a truncate is kept whatever else goes
+// on, and the daemon refuses every size but the one that it has: nothing can be cut off.
+int take_size(const Fd& file, uint64_t& bytes) {
+    struct stat info{};
+    if (::fstat(file.get(), &info) != 0) return errno;
+    bytes = static_cast<uint64_t>(info.st_size);
+    return ::ftruncate(file.get(), info.st_size) == 0 ? 0 : errno;
+}
+
 // loop FILE SECTOR_BYTES: prints the loop device on the file, an existing one where there is one.
 int do_loop(const Arguments& a) {
     if (auto device = peplos::attach::loop_device_on(a[0])) {
@@ -75,9 +87,8 @@ int do_loop(const Arguments& a) {
     }
     Fd file(::open(a[0].c_str(), O_RDWR | O_CLOEXEC));
     if (!file.valid()) return failed(errno, "opening " + a[0]);
-    struct stat info{};
-    // Makes the kernel ask for the size before the loop driver uses it.
-    if (::fstat(file.get(), &info) != 0) return failed(errno, "asking the size of " + a[0]);
+    uint64_t bytes = 0;
+    if (int error = take_size(file, bytes)) return failed(error, "asking the size of " + a[0]);
     make_node_if_missing("/dev/loop-control", S_IFCHR, ::makedev(10, 237));
     Fd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
     if (!control.valid()) return failed(errno, "opening /dev/loop-control");
@@ -195,12 +206,19 @@ int do_clear(const Arguments& a) {
 
 // capacity DEVICE FILE: the loop device takes the file's new size.
 int do_capacity(const Arguments& a) {
-    struct stat info{};
-    Fd file(::open(a[1].c_str(), O_RDONLY | O_CLOEXEC));
-    if (!file.valid() || ::fstat(file.get(), &info) != 0) return failed(errno, "asking " + a[1]);
+    Fd file(::open(a[1].c_str(), O_RDWR | O_CLOEXEC));
+    if (!file.valid()) return failed(errno, "opening " + a[1]);
+    uint64_t bytes = 0;
+    if (int error = take_size(file, bytes)) return failed(error, "asking the size of " + a[1]);
     Fd loop(::open(a[0].c_str(), O_RDWR | O_CLOEXEC));
-    if (!loop.valid() || ::ioctl(loop.get(), LOOP_SET_CAPACITY) != 0) {
+    uint64_t capacity = 0;
+    if (!loop.valid() || ::ioctl(loop.get(), LOOP_SET_CAPACITY) != 0 ||
+        ::ioctl(loop.get(), BLKGETSIZE64, &capacity) != 0) {
         return failed(errno, "resizing " + a[0]);
+    }
+    if (capacity != bytes) {
+        return failed(EIO, a[0] + " has " + std::to_string(capacity) + " bytes instead of " +
+                               std::to_string(bytes));
     }
     return 0;
 }

@@ -12,6 +12,7 @@
 #include <iostream>
 #include <linux/falloc.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>

@@ -2,14 +2,27 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 namespace peplos::base {
+namespace {
 
-void check_failed(const char* condition, const char* file, int line, std::string_view message) {
-    std::fprintf(stderr, "CHECK failed: %s at %s:%d%s%.*s\n", condition, file, line,
-                 message.empty() ? "" : ": ", static_cast<int>(message.size()), message.data());
+[[noreturn]] void stop(const char* condition, const char* file, int line,
+                       const std::string& message) {
+    std::fprintf(stderr, "CHECK failed: %s at %s:%d%s\n", condition, file, line, message.c_str());
     std::fflush(stderr);
     std::abort();
+}
+
+}  // namespace
+
+void check_failed(const char* condition, const char* file, int line) {
+    stop(condition, file, line, "");
+}
+
+void check_failed_with(const char* condition, const char* file, int line, fmt::string_view format,
+                       fmt::format_args args) {
+    stop(condition, file, line, ": " + fmt::vformat(format, args));
 }
 
 }  // namespace peplos::base

@@ -26,6 +26,9 @@ struct StrongId {
 using VolumeId = StrongId<struct VolumeTag>;
 using LineageId = StrongId<struct LineageTag>;
 using NodeId = StrongId<struct NodeTag>;
+using ClusterId = StrongId<struct ClusterTag>;
+// Made anew by every start of a node's daemon.
+using NodeBoot = StrongId<struct NodeBootTag>;
 using GroupId = StrongId<struct GroupTag>;
 // A member's right to a place in an ensemble; random, new with every open.
 using OpenToken = StrongId<struct OpenTokenTag>;

@@ -55,11 +55,47 @@ inline constexpr uint32_t kStoreWatchEventsMax = 256;
 inline constexpr uint32_t kStoreHistoryEventsMax = 4096;
 inline constexpr uint64_t kStoreHistoryBytesMax = 16 * kMiB;
 inline constexpr uint32_t kNodeAddressesMax = 16;
+inline constexpr uint32_t kDomainNameBytesMax = 64;
+// Members that come and go are beside the copies for a while.
+inline constexpr uint32_t kGroupMembersMax = 8;
 inline constexpr uint32_t kEnsembleMembersMax = 3;
 inline constexpr uint32_t kVolumeLabelsMax = 64;
 inline constexpr uint32_t kVolumeLabelBytesMax = 4096;
 inline constexpr uint32_t kPathBytesMax = 4096;
 inline constexpr uint32_t kMkfsOptionsBytesMax = 1024;
+
+// Calls between nodes (room peer).
+inline constexpr uint32_t kPeerBodyBytesMax = 1 * kMiB;
+// A segment and what describes it.
+inline constexpr uint32_t kPeerPayloadBytesMax = kSegmentBytesMax + 1 * kMiB;
+// A received payload comes in buffers of at most this much.
+inline constexpr uint32_t kPeerPayloadBufferBytes = 1 * kMiB;
+// Of one channel: calls that wait or are under way, and the bytes of their requests.
+inline constexpr uint32_t kPeerCallsMax = 4096;
+inline constexpr uint64_t kPeerCallBytesMax = 128 * kMiB;
+// Of one connection at a server: calls whose answer is not sent yet, and the bytes of requests and
+// answers. Beyond that the server stops reading.
+inline constexpr uint32_t kPeerServerCallsMax = 1024;
+inline constexpr uint64_t kPeerServerBytesMax = 64 * kMiB;
+inline constexpr uint32_t kPeerConnectionsMax = 1024;
+// One node's, at a server: more than one while an old one is not known to be dead.
+inline constexpr uint32_t kPeerConnectionsPerNodeMax = 4;
+// Connections that have not said who they are.
+inline constexpr uint32_t kPeerStrangersMax = 64;
+inline constexpr uint32_t kPeerAddressesMax = 16;
+inline constexpr uint32_t kPeerErrorBytesMax = 4 * kKiB;
+inline constexpr Duration kPeerConnectTime = std::chrono::seconds(2);
+inline constexpr Duration kPeerHandshakeTime = std::chrono::seconds(2);
+// While calls are under way: silence after which the other end is asked for a sign of life, and
+// after which the connection is given up.
+inline constexpr Duration kPeerPingAfter = std::chrono::milliseconds(250);
+inline constexpr Duration kPeerDeadAfter = std::chrono::milliseconds(1000);
+// The same without calls under way.
+inline constexpr Duration kPeerIdlePingAfter = std::chrono::seconds(2);
+inline constexpr Duration kPeerIdleDeadAfter = std::chrono::seconds(6);
+// Pauses between attempts to connect.
+inline constexpr Duration kPeerBackoffMin = std::chrono::milliseconds(10);
+inline constexpr Duration kPeerBackoffMax = std::chrono::seconds(1);
 
 // Doors.
 inline constexpr uint32_t kHttpBodyBytesMax = 1 * kMiB;

@@ -44,4 +44,8 @@ Error Error::within(std::string_view context) && {
     return Error(code_, fmt::format("{}: {}", context, message_));
 }
 
+std::unexpected<Error> fail_with(Code code, fmt::string_view format, fmt::format_args args) {
+    return std::unexpected(Error(code, fmt::vformat(format, args)));
+}
+
 }  // namespace peplos

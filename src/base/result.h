@@ -55,10 +55,12 @@ class [[nodiscard]] Error {
 template <typename T = void>
 using Result = std::expected<T, Error>;
 
+std::unexpected<Error> fail_with(Code code, fmt::string_view format, fmt::format_args args);
+
 // return fail(Code::no_space, "volume {} needs {} bytes", name, bytes);
 template <typename... Args>
 std::unexpected<Error> fail(Code code, fmt::format_string<Args...> format, Args&&... args) {
-    return std::unexpected(Error(code, fmt::format(format, std::forward<Args>(args)...)));
+    return fail_with(code, format, fmt::make_format_args(args...));
 }
 
 inline std::unexpected<Error> fail(Error error) {

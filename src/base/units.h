@@ -19,6 +19,11 @@ using Time = std::chrono::time_point<std::chrono::steady_clock, Duration>;
 // Civil time, for people and records only: never for a decision of the protocol.
 using WallTime = std::chrono::time_point<std::chrono::system_clock, Duration>;
 
+// Whole seconds since 1970-01-01 UTC, as records store time.
+constexpr int64_t unix_seconds(WallTime time) {
+    return std::chrono::duration_cast<std::chrono::seconds>(time.time_since_epoch()).count();
+}
+
 constexpr uint64_t round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }

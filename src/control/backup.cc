@@ -9,7 +9,7 @@ namespace {
 // A copy holds up the store's calls: it may do so for one part of the time in this many.
 constexpr int kShare = 20;
 
-std::string folder_of(const std::string& path) {
+std::string parent_of(const std::string& path) {
     return path.substr(0, path.rfind('/'));
 }
 
@@ -93,7 +93,7 @@ Task<std::vector<std::string>> Backup::targets() {
     for (const KeyValue& entry : devices->entries) {
         Result<DeviceRecord> device = decode<DeviceRecord>(entry.value);
         bool is_file = device && !device->path.starts_with("/dev/");
-        if (is_file && folder_of(device->path) != state_dir_) {
+        if (is_file && parent_of(device->path) != state_dir_) {
             paths.push_back(path_beside(device->path));
         }
     }

@@ -72,6 +72,21 @@ Result<void> put_in_place(const std::string& fresh, const std::string& path) {
     return {};
 }
 
+// A copy is another generation from the start: whoever puts it in the store's place cannot forget
+// to say that the store went back.
+Result<void> set_apart(const std::string& path) {
+    sqlite3* db = nullptr;
+    int code = sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE, nullptr);
+    if (code == SQLITE_OK) {
+        code = sqlite3_exec(db, "DROP TABLE generation", nullptr, nullptr, nullptr);
+    }
+    std::string why = code == SQLITE_OK ? "" : sqlite3_errmsg(db);
+    sqlite3_close(db);
+    if (code == SQLITE_OK) return {};
+    return fail((code & 0xff) == SQLITE_FULL ? Code::no_space : Code::io_error,
+                "cannot write the control store's backup {}: {}", path, why);
+}
+
 }  // namespace
 
 Result<void> EmbeddedDatabase::copy_to(const std::string& path) {
@@ -106,7 +121,7 @@ Result<void> EmbeddedDatabase::write_copy(const std::string& path) {
     if (sql == nullptr) return fail(Code::unavailable, "no memory to write {}", path);
     int code = sqlite3_exec(db_, sql, nullptr, nullptr, nullptr);
     sqlite3_free(sql);
-    if (code == SQLITE_OK) return {};
+    if (code == SQLITE_OK) return set_apart(path);
     return fail((code & 0xff) == SQLITE_FULL ? Code::no_space : Code::io_error,
                 "cannot write the control store's backup {}: {}", path, sqlite3_errmsg(db_));
 }

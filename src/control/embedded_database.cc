@@ -158,6 +158,7 @@ Result<std::unique_ptr<EmbeddedDatabase>> EmbeddedDatabase::open(
     }
     TRY(database->check_schema());
     TRY(database->check_contents());
+    TRY(database->read_generation());
     TRY(database->prepare_statements());
     return database;
 }
@@ -186,7 +187,7 @@ Result<void> EmbeddedDatabase::create_schema() {
         " mod_revision INTEGER NOT NULL, crc INTEGER NOT NULL) STRICT, WITHOUT ROWID;"
         "CREATE TABLE store(id INTEGER PRIMARY KEY CHECK(id = 1), revision INTEGER NOT NULL)"
         " STRICT;"
-        "INSERT INTO store(id, revision) VALUES(1, 0);"
+        "INSERT INTO store(id, revision) VALUES(1, 0);" PEPLOS_SQL_MAKE_GENERATION
         "PRAGMA application_id = 0x5065706c;"
         "PRAGMA user_version = 1;"
         "COMMIT");
@@ -245,6 +246,22 @@ Result<void> EmbeddedDatabase::check_contents() {
     TRY_ASSIGN(int64_t revision, query_integer("SELECT revision FROM store WHERE id = 1"));
     revision_ = Revision(static_cast<uint64_t>(revision));
     return check_rows();
+}
+
+// A copy that was put in the store's place gets one, and a file from before there were generations.
+Result<void> EmbeddedDatabase::read_generation() {
+    TRY_ASSIGN(int64_t tables, query_integer("SELECT count(*) FROM sqlite_schema"
+                                             " WHERE name = 'generation'"));
+    if (tables == 0) {
+        Result<void> made = execute("BEGIN IMMEDIATE;" PEPLOS_SQL_MAKE_GENERATION "COMMIT");
+        if (!made) {
+            roll_back();
+            return made;
+        }
+    }
+    TRY_ASSIGN(int64_t value, query_integer("SELECT value FROM generation WHERE id = 1"));
+    generation_ = Generation(static_cast<uint64_t>(value));
+    return {};
 }
 
 Result<void> EmbeddedDatabase::check_rows() {

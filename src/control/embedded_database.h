@@ -8,6 +8,13 @@
 
 #include "control/embedded_store.h"
 
+// A random number of 63 bits, not 0.
+#define PEPLOS_SQL_RANDOM "((random() & 0x7fffffffffffffff) | 1)"
+#define PEPLOS_SQL_MAKE_GENERATION                                                          \
+    "CREATE TABLE generation(id INTEGER PRIMARY KEY CHECK(id = 1), value INTEGER NOT NULL)" \
+    " STRICT;"                                                                              \
+    "INSERT INTO generation(id, value) VALUES(1, " PEPLOS_SQL_RANDOM ");"
+
 namespace peplos::control {
 
 // The SQLite file of the embedded store, blocking, for one thread.
@@ -17,13 +24,15 @@ namespace peplos::control {
 //   2. Every row's crc covers key, value, version and both revisions.
 //   3. After an I/O error or a corrupt page nothing more is read or written (`failure_`).
 // Schema (user_version 1, application_id "Pepl"):
-//   entry(key, value, version, create_revision, mod_revision, crc), store(id = 1, revision)
+//   entry(key, value, version, create_revision, mod_revision, crc), store(id = 1, revision),
+//   generation(id = 1, value)
 class EmbeddedDatabase {
   public:
     static Result<std::unique_ptr<EmbeddedDatabase>> open(const EmbeddedStore::Options& options);
     ~EmbeddedDatabase();
 
     Revision revision() const { return revision_; }
+    Generation generation() const { return generation_; }
     Result<std::optional<KeyValue>> get(const std::string& key);
     Result<Page> list(const ListRequest& request);
     // Returns what changed, all of one new revision; empty when nothing had to.
@@ -40,6 +49,7 @@ class EmbeddedDatabase {
     Result<void> check_schema();
     Result<void> create_schema();
     Result<void> check_contents();
+    Result<void> read_generation();
     Result<void> check_rows();
     Result<void> prepare_statements();
 
@@ -67,6 +77,7 @@ class EmbeddedDatabase {
     std::string vfs_;
     sqlite3* db_ = nullptr;
     Revision revision_;
+    Generation generation_;
     std::optional<Error> failure_;
     int wal_pages_ = 0;
     std::unique_ptr<Statement> get_;

@@ -129,10 +129,20 @@ Task<Result<Page>> EmbeddedStore::list(ListRequest request) {
     co_return co_await thread_->call(std::move(work));
 }
 
-Task<Result<Revision>> EmbeddedStore::compare_and_set(Transaction transaction) {
-    CO_TRY(check_transaction(transaction));
-    auto work = [transaction = std::move(transaction)](Thread& own) -> Result<Revision> {
+Task<Result<Generation>> EmbeddedStore::generation() {
+    auto work = [](Thread& own) -> Result<Generation> {
         TRY(own.usable());
+        return own.database->generation();
+    };
+    co_return co_await thread_->call(std::move(work));
+}
+
+Task<Result<Revision>> EmbeddedStore::compare_and_set(Transaction transaction,
+                                                      Generation demanded) {
+    CO_TRY(check_transaction(transaction));
+    auto work = [transaction = std::move(transaction), demanded](Thread& own) -> Result<Revision> {
+        TRY(own.usable());
+        TRY(check_generation(demanded, own.database->generation()));
         TRY_ASSIGN(std::vector<Event> events, own.database->apply(transaction));
         if (!events.empty()) own.history->append(std::move(events));
         CHECK(own.history->newest() == own.database->revision());

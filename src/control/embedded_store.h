@@ -38,7 +38,11 @@ class EmbeddedStore final : public Store {
 
     Task<Result<std::optional<KeyValue>>> get(std::string key) override;
     Task<Result<Page>> list(ListRequest request) override;
-    Task<Result<Revision>> compare_and_set(Transaction transaction) override;
+    using Store::compare_and_set;
+    Task<Result<Revision>> compare_and_set(Transaction transaction, Generation demanded) override;
+    // A copy that copy_to() made has a new one each time it is put in the store's place. A copy of
+    // the file made by other means has the store's.
+    Task<Result<Generation>> generation() override;
     Task<Result<std::unique_ptr<Watch>>> watch(std::string prefix, Revision from) override;
     // Makes `path` a copy of the whole store as it is now: written beside it, synced, renamed. A
     // file there that knows more than this store (a higher revision, another cluster) is no older

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
+#include <set>
 #include <sqlite3.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -263,6 +264,36 @@ TEST_F(CopyTest, IsAWholeStoreAndRootsAlone) {
     EXPECT_EQ(in_copy(copy, "b"), "2");
     EXPECT_FALSE(std::filesystem::exists(copy + ".new"));
     EXPECT_FALSE(std::filesystem::exists(copy + ".newer"));
+}
+
+TEST_F(CopyTest, IsAnotherGenerationEachTimeItIsPutBack) {
+    auto generation = [this] { return *run_task(context, store->generation()); };
+    Generation first = generation();
+    ASSERT_TRUE(copy_to(copy));
+    close();
+    ASSERT_TRUE(open());
+    EXPECT_EQ(generation(), first);  // a restart is none
+    std::set<Generation> seen{first};
+    for (int i = 0; i < 3; ++i) {
+        close();
+        std::filesystem::copy_file(copy, path, std::filesystem::copy_options::overwrite_existing);
+        ASSERT_TRUE(open());
+        EXPECT_TRUE(seen.insert(generation()).second);
+        EXPECT_EQ(value("a"), "1");
+        close();
+        ASSERT_TRUE(open());
+        EXPECT_FALSE(seen.insert(generation()).second);
+    }
+}
+
+TEST_F(EmbeddedStoreTest, GivesAnOlderFileAGeneration) {
+    ASSERT_TRUE(open(IfMissing::create));
+    ASSERT_TRUE(set({create("a", "1")}));
+    close();
+    sql("DROP TABLE generation");
+    ASSERT_TRUE(open());
+    EXPECT_NE(*run_task(context, store->generation()), Generation{});
+    EXPECT_EQ(value("a"), "1");
 }
 
 TEST_F(CopyTest, NothingIsWrittenWhenNothingChanged) {

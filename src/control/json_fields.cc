@@ -72,8 +72,7 @@ uint64_t JsonFields::number(const char* name, uint64_t max) {
 }
 
 int64_t JsonFields::time_s(const char* name) {
-    // Year 9999: later times cannot be printed as RFC 3339.
-    return static_cast<int64_t>(number(name, 253'402'300'799));
+    return static_cast<int64_t>(number(name, kRecordTimeMax));
 }
 
 std::optional<uint32_t> JsonFields::optional_number(const char* name, uint32_t max) {

@@ -13,6 +13,9 @@
 
 namespace peplos::control {
 
+// Year 9999: later times cannot be printed as RFC 3339.
+inline constexpr int64_t kRecordTimeMax = 253'402'300'799;
+
 // Reads one JSON object that nobody has vouched for, field by field. After the first thing that is
 // wrong every further read gives a default: call finish() once, at the end, and believe nothing
 // before. Fields that nobody asked for are an error too.

@@ -7,7 +7,7 @@
 namespace peplos::control {
 namespace {
 
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kLossVersion = 1;
 
 }  // namespace
 
@@ -21,7 +21,7 @@ VolumeId volume_of_loss_key(const std::string& key) {
 }
 
 std::string encode_loss(const LossRecord& record) {
-    nlohmann::json root = {{"record_version", kVersion},
+    nlohmann::json root = {{"record_version", kLossVersion},
                            {"accepted_at_s", record.accepted_at_s},
                            {"is_done", record.is_done ? 1 : 0},
                            {"what", record.what.substr(0, kLossTextBytesMax)}};
@@ -31,7 +31,7 @@ std::string encode_loss(const LossRecord& record) {
 Result<LossRecord> decode_loss(const std::string& value) {
     TRY_ASSIGN(nlohmann::json root, JsonFields::parse(value, "a loss record"));
     JsonFields fields(root, "a loss record");
-    if (fields.number("record_version", UINT32_MAX) > kVersion)
+    if (fields.number("record_version", UINT32_MAX) > kLossVersion)
         return fail(Code::unsupported, "a loss record was written by a newer Peplos");
     LossRecord record;
     record.accepted_at_s = fields.time_s("accepted_at_s");

@@ -46,6 +46,7 @@ void MemoryStore::set_weather(Weather weather, runtime::Rng& rng, runtime::Clock
 void MemoryStore::restore(Backup backup) {
     entries_ = std::move(backup.entries);
     revision_ = backup.revision;
+    generation_ = generation_.next();
     history_ = std::make_shared<History>();
     history_->start_after(revision_);
 }
@@ -95,7 +96,8 @@ Task<Result<Page>> MemoryStore::list(ListRequest request) {
     co_return page;
 }
 
-Result<void> MemoryStore::compare(const Transaction& transaction) const {
+Result<void> MemoryStore::compare(const Transaction& transaction, Generation demanded) const {
+    TRY(check_generation(demanded, generation_));
     for (const Operation& operation : transaction) {
         if (!operation.expected) continue;
         auto entry = entries_.find(operation.key);
@@ -134,7 +136,14 @@ Revision MemoryStore::apply(Transaction transaction) {
     return revision_;
 }
 
-Task<Result<Revision>> MemoryStore::compare_and_set(Transaction transaction) {
+Task<Result<Generation>> MemoryStore::generation() {
+    CO_TRY(co_await arrive());
+    Generation generation = generation_;
+    co_await linger();
+    co_return generation;
+}
+
+Task<Result<Revision>> MemoryStore::compare_and_set(Transaction transaction, Generation demanded) {
     CO_TRY(check_transaction(transaction));
     CO_TRY(co_await arrive());
     std::optional<Mishap> mishap;
@@ -149,7 +158,7 @@ Task<Result<Revision>> MemoryStore::compare_and_set(Transaction transaction) {
     }
     Result<Revision> result = revision_;
     if (mishap != Mishap::unknown_lost) {
-        if (auto compared = compare(transaction); compared) {
+        if (auto compared = compare(transaction, demanded); compared) {
             result = apply(std::move(transaction));
         } else {
             result = fail(std::move(compared).error());

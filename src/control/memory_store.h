@@ -36,6 +36,11 @@ class MemoryStore final : public Store {
 
     // Mishaps are used up one per compare_and_set, in order.
     void queue_mishap(Mishap mishap) { mishaps_.push_back(mishap); }
+    // The same for the one after the next `count`.
+    void cut_after(int count, Mishap mishap) {
+        mishaps_.assign(static_cast<size_t>(count), std::nullopt);
+        mishaps_.emplace_back(mishap);
+    }
     // While false every call answers `unavailable`, and so do watches.
     void set_available(bool available);
     // Both seams outlive the store.
@@ -47,7 +52,7 @@ class MemoryStore final : public Store {
         Revision revision;
     };
     Backup backup() const { return {entries_, revision_}; }
-    // Requires: nobody watches.
+    // The generation is another one afterwards. Requires: nobody watches.
     void restore(Backup backup);
 
     Revision revision() const { return revision_; }
@@ -55,20 +60,23 @@ class MemoryStore final : public Store {
 
     Task<Result<std::optional<KeyValue>>> get(std::string key) override;
     Task<Result<Page>> list(ListRequest request) override;
-    Task<Result<Revision>> compare_and_set(Transaction transaction) override;
+    using Store::compare_and_set;
+    Task<Result<Revision>> compare_and_set(Transaction transaction, Generation demanded) override;
+    Task<Result<Generation>> generation() override;
     Task<Result<std::unique_ptr<Watch>>> watch(std::string prefix, Revision from) override;
     Task<Result<void>> stop() override;
 
   private:
     Task<Result<void>> arrive();
     Task<void> linger();
-    Result<void> compare(const Transaction& transaction) const;
+    Result<void> compare(const Transaction& transaction, Generation demanded) const;
     Revision apply(Transaction transaction);
 
     std::map<std::string, KeyValue, std::less<>> entries_;
     Revision revision_;
+    Generation generation_{1};
     std::shared_ptr<History> history_;
-    std::deque<Mishap> mishaps_;
+    std::deque<std::optional<Mishap>> mishaps_;
     Weather weather_;
     runtime::Rng* rng_ = nullptr;
     runtime::Clock* clock_ = nullptr;

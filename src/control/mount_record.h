@@ -14,6 +14,8 @@ namespace peplos::control {
 struct MountRecord {
     // Holder to its number of mounts (docker cp mounts with the container's own id), each >= 1.
     std::map<std::string, uint32_t> holders;
+    // When the first of these came, seconds since 1970 UTC; 0: not known.
+    int64_t since_s = 0;
 
     bool operator==(const MountRecord&) const = default;
 };

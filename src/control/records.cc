@@ -5,61 +5,32 @@
 #include "base/check.h"
 #include "base/limits.h"
 #include "base/units.h"
-#include "control/json_fields.h"
+#include "control/record_text.h"
 
 namespace peplos::control {
 namespace {
 
 using nlohmann::json;
+using GenerationField = StrongId<struct GenerationFieldTag>;
 
-template <typename Enum>
-using Name = std::pair<Enum, std::string_view>;
-
-constexpr Name<MediaClass> kMediaClassNames[] = {
+constexpr EnumName<MediaClass> kMediaClassNames[] = {
     {MediaClass::nvme, "nvme"}, {MediaClass::ssd, "ssd"}, {MediaClass::hdd, "hdd"}};
-constexpr Name<DeviceState> kDeviceStateNames[] = {{DeviceState::active, "active"},
-                                                   {DeviceState::draining, "draining"},
-                                                   {DeviceState::failed, "failed"}};
-constexpr Name<FormatState> kFormatStateNames[] = {{FormatState::blank, "blank"},
-                                                   {FormatState::formatting, "formatting"},
-                                                   {FormatState::formatted, "formatted"}};
-constexpr Name<OwnershipState> kOwnershipStateNames[] = {
+constexpr EnumName<DeviceState> kDeviceStateNames[] = {{DeviceState::active, "active"},
+                                                       {DeviceState::draining, "draining"},
+                                                       {DeviceState::failed, "failed"}};
+constexpr EnumName<NodeState> kNodeStateNames[] = {{NodeState::active, "active"},
+                                                   {NodeState::cordoned, "cordoned"},
+                                                   {NodeState::evacuating, "evacuating"},
+                                                   {NodeState::removed, "removed"},
+                                                   {NodeState::lost, "lost"}};
+constexpr EnumName<FormatState> kFormatStateNames[] = {{FormatState::blank, "blank"},
+                                                       {FormatState::formatting, "formatting"},
+                                                       {FormatState::formatted, "formatted"}};
+constexpr EnumName<OwnershipState> kOwnershipStateNames[] = {
     {OwnershipState::open, "open"}, {OwnershipState::recovering, "recovering"}};
-constexpr Name<Lifecycle> kLifecycleNames[] = {{Lifecycle::live, "live"},
-                                               {Lifecycle::deleting, "deleting"}};
-constexpr Name<Compression> kCompressionNames[] = {{Compression::off, "off"}};
-
-template <typename Enum, size_t kCount>
-std::string_view find_name(const Name<Enum> (&names)[kCount], Enum value) {
-    for (const auto& [known, name] : names) {
-        if (known == value) return name;
-    }
-    CHECK(false, "an enumerator without a name: {}", static_cast<int>(value));
-    return {};
-}
-
-template <typename... Args>
-std::unexpected<Error> wrong(fmt::format_string<Args...> format, Args&&... args) {
-    return fail(Code::invalid_argument, format, std::forward<Args>(args)...);
-}
-
-Result<void> check_id(std::string_view what, uint64_t id) {
-    if (id == 0) return wrong("{} has no id", what);
-    return {};
-}
-
-Result<void> check_text(std::string_view what, std::string_view text, size_t bytes_max) {
-    if (text.size() > bytes_max) {
-        return wrong("{} has {} bytes, at most {} are allowed", what, text.size(), bytes_max);
-    }
-    for (char letter : text) {
-        auto byte = static_cast<unsigned char>(letter);
-        if (byte < 0x20 || byte == 0x7f) {
-            return wrong("{} holds the control character 0x{:02x}", what, byte);
-        }
-    }
-    return {};
-}
+constexpr EnumName<Lifecycle> kLifecycleNames[] = {{Lifecycle::live, "live"},
+                                                   {Lifecycle::deleting, "deleting"}};
+constexpr EnumName<Compression> kCompressionNames[] = {{Compression::off, "off"}};
 
 Result<void> check_word(std::string_view what, std::string_view word) {
     bool fits = !word.empty() && word.size() <= 16;
@@ -74,6 +45,16 @@ Result<void> check_path(std::string_view path) {
     TRY(check_text("a device's path", path, limits::kPathBytesMax));
     if (!path.starts_with('/')) return wrong("a device's path '{}' does not begin with '/'", path);
     return {};
+}
+
+// A failure domain's name; none is allowed.
+Result<void> check_domain(std::string_view what, std::string_view name) {
+    if (name.empty()) return {};
+    if (name.size() <= limits::kDomainNameBytesMax && check_volume_name(name)) return {};
+    return wrong(
+        "{} has at most {} letters, digits, '_', '.', '-', and begins with one of the "
+        "first two",
+        what, limits::kDomainNameBytesMax);
 }
 
 Result<void> check_labels(const std::map<std::string, std::string>& labels) {
@@ -113,6 +94,7 @@ Result<void> check_ensemble(const VolumeRecord& record) {
         return wrong("a volume has an owner and an epoch, or neither");
     }
     if (!owned && !record.ensemble.empty()) return wrong("a volume without owner has an ensemble");
+    if (!owned && record.claim_token) return wrong("a volume without owner has a claim's token");
     return {};
 }
 
@@ -125,49 +107,9 @@ Result<void> check_file_system(const VolumeRecord& record) {
     return {};
 }
 
-json start() {
-    return {{"record_version", kRecordVersion}};
-}
-
 template <typename Number>
 json or_null(const std::optional<Number>& number) {
     return number ? json(*number) : json(nullptr);
-}
-
-// The library throws when a text is not UTF-8; here is where that ends.
-Result<std::string> print(const json& object, std::string_view what) {
-    std::string text;
-    try {
-        text = object.dump();
-    } catch (const std::exception&) {
-        return wrong("{} holds text that is not UTF-8", what);
-    }
-    if (text.size() > limits::kStoreValueBytesMax) {
-        return wrong("{} takes {} bytes, at most {} fit", what, text.size(),
-                     limits::kStoreValueBytesMax);
-    }
-    return text;
-}
-
-// Parses `value`, refuses other versions, lets `read(fields)` fill a record and checks it.
-template <typename Record, typename Read>
-Result<Record> decode_with(std::string_view value, std::string_view what, Read read) {
-    TRY_ASSIGN(json object, JsonFields::parse(value, what));
-    JsonFields fields(object, what);
-    uint64_t version = fields.number("record_version", UINT32_MAX);
-    if (version > kRecordVersion) {
-        return fail(Code::unsupported,
-                    "{} has version {}, this peplosd knows up to {}: upgrade this node", what,
-                    version, kRecordVersion);
-    }
-    if (version == 0) fields.refuse("record_version", "is not 1 or more");
-    Record record;
-    read(fields, record);
-    TRY(fields.finish());
-    if (Result<void> checked = check_record(record); !checked) {
-        return fail(Code::corrupt, "{}: {}", what, checked.error().message());
-    }
-    return record;
 }
 
 json print_ensemble(const VolumeRecord& record) {
@@ -194,7 +136,7 @@ void read_ensemble(JsonFields& fields, VolumeRecord& record) {
     }
 }
 
-void read_volume(JsonFields& fields, VolumeRecord& record) {
+void read_volume(JsonFields& fields, VolumeRecord& record, uint32_t version) {
     record.id = fields.id<VolumeId>("id");
     record.name = fields.text("name");
     record.lineage = fields.id<LineageId>("lineage");
@@ -217,6 +159,10 @@ void read_volume(JsonFields& fields, VolumeRecord& record) {
     read_ensemble(fields, record);
     record.version = fields.number("version", INT64_MAX);
     record.lifecycle = fields.choice("lifecycle", kLifecycleNames);
+    if (version < 2) return;
+    record.claim_token = fields.id<OpenToken>("claim_token");
+    record.generation = fields.id<GenerationField>("generation").value;
+    record.degrade_after_s = fields.optional_number("degrade_after_s", UINT32_MAX);
 }
 
 }  // namespace
@@ -226,6 +172,9 @@ std::string_view name_of(MediaClass value) {
 }
 std::string_view name_of(DeviceState value) {
     return find_name(kDeviceStateNames, value);
+}
+std::string_view name_of(NodeState value) {
+    return find_name(kNodeStateNames, value);
 }
 std::string_view name_of(FormatState value) {
     return find_name(kFormatStateNames, value);
@@ -294,8 +243,16 @@ Result<void> check_record(const NodeRecord& record) {
         TRY(check_text("a node's address", address, 256));
         if (address.empty()) return wrong("a node's address is empty");
     }
-    if (record.created_at_s < 0) return wrong("a node was created before 1970");
-    return {};
+    TRY(check_domain("a node's zone", record.zone));
+    TRY(check_domain("a node's rack", record.rack));
+    if (!record.fingerprint.empty()) {
+        TRY(check_sha256("a node's certificate fingerprint", record.fingerprint));
+    }
+    if (record.protocol_min == 0 || record.protocol_min > record.protocol_max) {
+        return wrong("a node speaks no protocol version from {} to {}", record.protocol_min,
+                     record.protocol_max);
+    }
+    return check_time("a node's creation", record.created_at_s);
 }
 
 Result<void> check_record(const DeviceRecord& record) {
@@ -344,26 +301,32 @@ Result<void> check_record(const VolumeNameRecord& record) {
 
 Result<std::string> encode(const ClusterRecord& record) {
     TRY(check_record(record));
-    json out = start();
+    json out;
     out["id"] = text_of(record.id);
     out["created_at_s"] = record.created_at_s;
     out["format_version"] = record.format_version;
-    return print(out, "the cluster's record");
+    return print_record(std::move(out), kRecordVersion, "the cluster's record");
 }
 
 Result<std::string> encode(const NodeRecord& record) {
     TRY(check_record(record));
-    json out = start();
+    json out;
     out["id"] = text_of(record.id);
     out["name"] = record.name;
     out["addresses"] = record.addresses;
+    out["zone"] = record.zone;
+    out["rack"] = record.rack;
+    out["state"] = name_of(record.state);
+    out["fingerprint"] = record.fingerprint;
+    out["protocol_min"] = record.protocol_min;
+    out["protocol_max"] = record.protocol_max;
     out["created_at_s"] = record.created_at_s;
-    return print(out, "a node's record");
+    return print_record(std::move(out), kNodeRecordVersion, "a node's record");
 }
 
 Result<std::string> encode(const DeviceRecord& record) {
     TRY(check_record(record));
-    json out = start();
+    json out;
     out["id"] = text_of(record.id);
     out["node"] = text_of(record.node);
     out["path"] = record.path;
@@ -371,12 +334,12 @@ Result<std::string> encode(const DeviceRecord& record) {
     out["bytes"] = record.bytes;
     out["incarnation"] = text_of(record.incarnation);
     out["state"] = name_of(record.state);
-    return print(out, "a device's record");
+    return print_record(std::move(out), kRecordVersion, "a device's record");
 }
 
 Result<std::string> encode(const VolumeRecord& record) {
     TRY(check_record(record));
-    json out = start();
+    json out;
     out["id"] = text_of(record.id);
     out["name"] = record.name;
     out["lineage"] = text_of(record.lineage);
@@ -400,41 +363,51 @@ Result<std::string> encode(const VolumeRecord& record) {
     out["state"] = name_of(record.state);
     out["ensemble"] = print_ensemble(record);
     out["version"] = record.version;
+    out["claim_token"] = text_of(record.claim_token);
+    out["generation"] = fmt::format("{:016x}", record.generation);
+    out["degrade_after_s"] = or_null(record.degrade_after_s);
     out["lifecycle"] = name_of(record.lifecycle);
-    return print(out, "a volume's record");
+    return print_record(std::move(out), kVolumeRecordVersion, "a volume's record");
 }
 
 Result<std::string> encode(const VolumeNameRecord& record) {
     TRY(check_record(record));
-    json out = start();
+    json out;
     out["id"] = text_of(record.id);
-    return print(out, "a volume name's record");
+    return print_record(std::move(out), kRecordVersion, "a volume name's record");
 }
 
 template <>
 Result<ClusterRecord> decode<ClusterRecord>(std::string_view value) {
-    auto read = [](JsonFields& fields, ClusterRecord& record) {
+    auto read = [](JsonFields& fields, ClusterRecord& record, uint32_t) {
         record.id = fields.id<ClusterId>("id");
         record.created_at_s = fields.time_s("created_at_s");
         record.format_version = static_cast<uint32_t>(fields.number("format_version", UINT32_MAX));
     };
-    return decode_with<ClusterRecord>(value, "the cluster's record", read);
+    return read_record<ClusterRecord>(value, kRecordVersion, "the cluster's record", read);
 }
 
 template <>
 Result<NodeRecord> decode<NodeRecord>(std::string_view value) {
-    auto read = [](JsonFields& fields, NodeRecord& record) {
+    auto read = [](JsonFields& fields, NodeRecord& record, uint32_t version) {
         record.id = fields.id<NodeId>("id");
         record.name = fields.text("name");
         record.addresses = fields.texts("addresses", limits::kNodeAddressesMax);
         record.created_at_s = fields.time_s("created_at_s");
+        if (version < 2) return;
+        record.zone = fields.text("zone");
+        record.rack = fields.text("rack");
+        record.state = fields.choice("state", kNodeStateNames);
+        record.fingerprint = fields.text("fingerprint");
+        record.protocol_min = static_cast<uint32_t>(fields.number("protocol_min", UINT32_MAX));
+        record.protocol_max = static_cast<uint32_t>(fields.number("protocol_max", UINT32_MAX));
     };
-    return decode_with<NodeRecord>(value, "a node's record", read);
+    return read_record<NodeRecord>(value, kNodeRecordVersion, "a node's record", read);
 }
 
 template <>
 Result<DeviceRecord> decode<DeviceRecord>(std::string_view value) {
-    auto read = [](JsonFields& fields, DeviceRecord& record) {
+    auto read = [](JsonFields& fields, DeviceRecord& record, uint32_t) {
         record.id = fields.device_id("id");
         record.node = fields.id<NodeId>("node");
         record.path = fields.text("path");
@@ -443,20 +416,20 @@ Result<DeviceRecord> decode<DeviceRecord>(std::string_view value) {
         record.incarnation = fields.id<Incarnation>("incarnation");
         record.state = fields.choice("state", kDeviceStateNames);
     };
-    return decode_with<DeviceRecord>(value, "a device's record", read);
+    return read_record<DeviceRecord>(value, kRecordVersion, "a device's record", read);
 }
 
 template <>
 Result<VolumeRecord> decode<VolumeRecord>(std::string_view value) {
-    return decode_with<VolumeRecord>(value, "a volume's record", read_volume);
+    return read_record<VolumeRecord>(value, kVolumeRecordVersion, "a volume's record", read_volume);
 }
 
 template <>
 Result<VolumeNameRecord> decode<VolumeNameRecord>(std::string_view value) {
-    auto read = [](JsonFields& fields, VolumeNameRecord& record) {
+    auto read = [](JsonFields& fields, VolumeNameRecord& record, uint32_t) {
         record.id = fields.id<VolumeId>("id");
     };
-    return decode_with<VolumeNameRecord>(value, "a volume name's record", read);
+    return read_record<VolumeNameRecord>(value, kRecordVersion, "a volume name's record", read);
 }
 
 Result<Transaction> volume_creation(const VolumeRecord& record) {

@@ -23,13 +23,15 @@
 //   device/<id>           DeviceRecord
 //   volume/<id>           VolumeRecord
 //   volume-loss/<id>      LossRecord (loss_record.h)
+//   group/<id>, join-token/<id>, maintainer   see cluster_records.h
 //   volume-name/<name>    VolumeNameRecord: makes names unique; written with the volume's record in
 //                         one transaction, never alone
 namespace peplos::control {
 
-using ClusterId = StrongId<struct ClusterTag>;
-
 inline constexpr uint32_t kRecordVersion = 1;
+// Version 1 is still read: of a cluster that had one node.
+inline constexpr uint32_t kNodeRecordVersion = 2;
+inline constexpr uint32_t kVolumeRecordVersion = 2;
 inline constexpr uint32_t kClusterFormatVersion = 1;
 
 struct ClusterRecord {
@@ -41,11 +43,31 @@ struct ClusterRecord {
     bool operator==(const ClusterRecord&) const = default;
 };
 
+// What people decided about a node; whether it answers is nobody's to record. fabric/node_verbs.h
+// says which state follows which.
+enum class NodeState : uint8_t {
+    active,      // takes new data
+    cordoned,    // takes nothing new, keeps what it has
+    evacuating,  // is being emptied
+    removed,     // is empty and gone: its id never comes back
+    lost,        // is gone with what it held
+};
+
 struct NodeRecord {
     NodeId id;
     std::string name;                    // as a volume's name
-    std::vector<std::string> addresses;  // "host:port", at most limits::kNodeAddressesMax
+    std::vector<std::string> addresses;  // where its peers reach it: "host:port", at most
+                                         // limits::kNodeAddressesMax
     int64_t created_at_s = 0;
+    // Failure domains, as `--zone` and `--rack` named them; a rack lies in its zone.
+    std::string zone = {};
+    std::string rack = {};
+    NodeState state = NodeState::active;
+    // SHA-256 of its certificate, 64 hexadecimal digits; empty where peers do not use TLS.
+    std::string fingerprint = {};
+    // Versions of the peers' protocol that it speaks.
+    uint32_t protocol_min = 1;
+    uint32_t protocol_max = 1;
 
     bool operator==(const NodeRecord&) const = default;
 };
@@ -115,6 +137,13 @@ struct VolumeRecord {
     OwnershipState state = OwnershipState::open;
     std::vector<EnsembleMember> ensemble;
     uint64_t version = 0;  // raised by every change of ownership or ensemble
+    // Of the owner's claim, and the control store's generation when the ensemble was recorded
+    // (replica/protocol.h: Claim, Ownership). 0: recorded before there were any.
+    OpenToken claim_token;
+    uint64_t generation = 0;
+    // A journal that lacks a member, and finds no other one, goes on without after so long;
+    // nullopt: only when a person says so.
+    std::optional<uint32_t> degrade_after_s;
     Lifecycle lifecycle = Lifecycle::live;
 
     bool operator==(const VolumeRecord&) const = default;
@@ -182,6 +211,7 @@ Transaction volume_forgetting(VolumeId id, Revision expected);
 // As users read them: "open", "formatted", "nvme" ...
 std::string_view name_of(MediaClass value);
 std::string_view name_of(DeviceState value);
+std::string_view name_of(NodeState value);
 std::string_view name_of(FormatState value);
 std::string_view name_of(OwnershipState value);
 std::string_view name_of(Lifecycle value);

@@ -3,7 +3,7 @@
 #include <string_view>
 
 #include "base/check.h"
-#include "control/records.h"
+#include "control/cluster_records.h"
 
 namespace {
 
@@ -30,5 +30,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     try_decode<control::DeviceRecord>(text);
     try_decode<control::VolumeRecord>(text);
     try_decode<control::VolumeNameRecord>(text);
+    try_decode<control::GroupRecord>(text);
+    try_decode<control::JoinTokenRecord>(text);
+    try_decode<control::MaintainerRecord>(text);
     return 0;
 }

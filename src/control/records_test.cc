@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/units.h"
+#include "control/test_text.h"
 
 namespace peplos::control {
 namespace {
@@ -34,18 +35,22 @@ Result<VolumeRecord> decode_volume(const std::string& text) {
     return decode<VolumeRecord>(text);
 }
 
-std::string replaced(std::string text, std::string_view from, std::string_view to) {
-    size_t at = text.find(from);
-    CHECK(at != std::string::npos, "'{}' is not in {}", from, text);
-    return text.replace(at, from.size(), to);
-}
-
 TEST(Records, ReadBackWhatTheyPrint) {
     VolumeRecord volume = sample_volume();
     EXPECT_EQ(decode<VolumeRecord>(*encode(volume)), volume);
     volume.lifecycle = Lifecycle::deleting;
     EXPECT_EQ(decode<VolumeRecord>(*encode(volume)), volume);
+    volume.claim_token = OpenToken(8);
+    volume.generation = UINT64_MAX;
+    volume.degrade_after_s = 60;
+    EXPECT_EQ(decode<VolumeRecord>(*encode(volume)), volume);
     NodeRecord node{NodeId(5), "host-1", {"10.0.0.1:7400"}, 1'795'000'000};
+    EXPECT_EQ(decode<NodeRecord>(*encode(node)), node);
+    node.zone = "berlin-1";
+    node.rack = "r7";
+    node.state = NodeState::evacuating;
+    node.fingerprint = std::string(64, 'a');
+    node.protocol_max = 3;
     EXPECT_EQ(decode<NodeRecord>(*encode(node)), node);
     DeviceRecord device{DeviceId{{9, 8}}, NodeId(5),       "/dev/nvme0n1",     MediaClass::nvme,
                         1 << 30,          Incarnation(77), DeviceState::failed};
@@ -66,10 +71,58 @@ TEST(Records, HaveOneTextOnTheDisk) {
 
 TEST(Records, RefuseANewerVersion) {
     std::string text =
-        replaced(*encode(sample_volume()), R"("record_version":1)", R"("record_version":2)");
+        replaced(*encode(sample_volume()), R"("record_version":2)", R"("record_version":3)");
     EXPECT_EQ(decode_volume(text).error().code(), Code::unsupported);
-    text = replaced(text, R"("record_version":2)", R"("record_version":0)");
+    text = replaced(text, R"("record_version":3)", R"("record_version":0)");
     EXPECT_EQ(decode_volume(text).error().code(), Code::corrupt);
+}
+
+// What Peplos 0.1 wrote, a cluster of one node.
+TEST(Records, ReadVersion1) {
+    std::string volume = *encode(sample_volume());
+    for (const char* added : {R"("claim_token":"0000000000000000",)", R"("degrade_after_s":null,)",
+                              R"("generation":"0000000000000000",)"}) {
+        EXPECT_EQ(decode_volume(replaced(volume, added, "")).error().code(), Code::corrupt);
+    }
+    std::string old = volume;
+    for (const char* added : {R"("claim_token":"0000000000000000",)", R"("degrade_after_s":null,)",
+                              R"("generation":"0000000000000000",)"}) {
+        old = replaced(old, added, "");
+    }
+    old = replaced(old, R"("record_version":2)", R"("record_version":1)");
+    EXPECT_EQ(decode_volume(old), sample_volume());
+    volume = replaced(volume, R"("record_version":2)", R"("record_version":1)");
+    EXPECT_EQ(decode_volume(volume).error().code(), Code::corrupt) << "a field of version 2";
+    NodeRecord node{NodeId(5), "host-1", {"10.0.0.1:7400"}, 1'795'000'000};
+    EXPECT_EQ(decode<NodeRecord>(R"({"addresses":["10.0.0.1:7400"],"created_at_s":1795000000,)"
+                                 R"("id":"0000000000000005","name":"host-1","record_version":1})"),
+              node);
+}
+
+TEST(Records, RefuseNodesThatCannotBe) {
+    NodeRecord good{NodeId(5), "host-1", {}, 1};
+    ASSERT_TRUE(encode(good));
+    NodeRecord bad = good;
+    bad.zone = "a/b";
+    EXPECT_FALSE(encode(bad));
+    bad = good;
+    bad.rack = std::string(65, 'r');
+    EXPECT_FALSE(encode(bad));
+    bad = good;
+    bad.fingerprint = "abc";
+    EXPECT_FALSE(encode(bad));
+    bad = good;
+    bad.protocol_min = 2;
+    EXPECT_FALSE(encode(bad));
+    bad.protocol_min = 0;
+    EXPECT_FALSE(encode(bad));
+    VolumeRecord unowned = sample_volume();
+    unowned.owner = {};
+    unowned.epoch = {};
+    unowned.ensemble.clear();
+    ASSERT_TRUE(encode(unowned));
+    unowned.claim_token = OpenToken(1);
+    EXPECT_FALSE(encode(unowned));
 }
 
 TEST(Records, RefuseEveryOtherText) {

@@ -20,6 +20,7 @@ Result<void> check_transaction(const Transaction& transaction) {
                     limits::kStoreTransactionKeysMax, transaction.size());
     }
     std::set<std::string_view> keys;
+    uint64_t bytes = 0;
     for (const Operation& operation : transaction) {
         TRY(check_key(operation.key));
         if (operation.value.size() > limits::kStoreValueBytesMax) {
@@ -30,6 +31,12 @@ Result<void> check_transaction(const Transaction& transaction) {
             return fail(Code::invalid_argument, "a transaction names the key '{}' twice",
                         operation.key);
         }
+        bytes += operation.key.size() + operation.value.size();
+    }
+    if (bytes > kTransactionBytesMax) {
+        return fail(Code::invalid_argument,
+                    "a transaction of the control store has at most {} bytes, this one has {}",
+                    kTransactionBytesMax, bytes);
     }
     return {};
 }
@@ -45,6 +52,14 @@ Result<void> check_list(const ListRequest& request) {
                     limits::kStoreKeyBytesMax);
     }
     return {};
+}
+
+Result<void> check_generation(Generation demanded, Generation present) {
+    if (demanded == Generation{} || demanded == present) return {};
+    return fail(Code::conflict,
+                "the control store has generation {:016x}, not {:016x}: it was put back from a "
+                "backup, so what was read before proves nothing; read it again",
+                present.value, demanded.value);
 }
 
 Task<Result<Page>> list_all(Store& store, std::string prefix) {

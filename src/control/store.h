@@ -19,8 +19,9 @@
 //
 // Invariants
 //   1. A transaction is applied as a whole, at one revision, or not at all.
-//   2. The store's revision grows by one with every transaction that changed something, and never
-//      goes back, not even over a restart or a deletion.
+//   2. The store's revision grows with every transaction that changed something (by one, where
+//      nobody else uses the store), and never goes back, not even over a restart or a deletion.
+//      Only a store that is put back from a backup goes back: then it has another *generation*.
 //   3. An acknowledged transaction is on stable media.
 //   4. A watch sees every change from its first revision on, in order and whole transactions at a
 //      time, or it fails; it never skips one.
@@ -30,6 +31,13 @@ using runtime::Task;
 
 // Which transaction of the store; counts from 1, 0 stands for "absent".
 using Revision = StrongId<struct RevisionTag>;
+
+// Which history of the store this is: random, another one after a restore from a backup. What was
+// read in one generation proves nothing in another (docs/decisions/20261130-store-generation.md).
+using Generation = StrongId<struct GenerationTag>;
+
+// Of a transaction, keys and values together: etcd refuses requests of 1.5 MiB.
+inline constexpr uint64_t kTransactionBytesMax = 1 * kMiB;
 
 struct KeyValue {
     std::string key;
@@ -70,7 +78,8 @@ inline Operation check(std::string key, Revision expected) {
     return {Operation::Kind::check, std::move(key), expected, {}};
 }
 
-// 1 .. limits::kStoreTransactionKeysMax operations over different keys.
+// 1 .. limits::kStoreTransactionKeysMax operations over different keys, with
+// kTransactionBytesMax of keys and values at most.
 using Transaction = std::vector<Operation>;
 
 // A page also ends early after limits::kStoreListBytesMax of values.
@@ -106,9 +115,9 @@ class Watch {
     virtual ~Watch() = default;
     // Waits for at least one event and returns all that are ready, whole transactions only, at most
     // limits::kStoreWatchEventsMax plus the rest of the last transaction. One call at a time.
-    // Errors: conflict (the watch fell behind what the store remembers: list, then watch anew),
-    // unavailable (the store is out of reach: watch anew from the last revision seen + 1), stopping
-    // (closed, or the store stops).
+    // Errors: conflict (the watch fell behind what the store remembers, or the store has another
+    // generation: list, then watch anew), unavailable (the store is out of reach: call again, or
+    // watch anew from the last revision seen + 1), stopping (closed, or the store stops).
     virtual Task<Result<std::vector<Event>>> next() = 0;
     // Ends a next() in flight, and every later one, with `stopping`.
     virtual void close() = 0;
@@ -131,12 +140,23 @@ class Store {
 
     // Applies all operations when every expectation holds; returns the revision at which it was
     // applied (the store's present revision when nothing had to change).
-    // Errors: conflict (an expectation failed: nothing changed; the message names the key),
-    // no_space (nothing changed), outcome_unknown (applied or not: read before anything else).
-    virtual Task<Result<Revision>> compare_and_set(Transaction transaction) = 0;
+    // Nothing is applied in another generation than `demanded`; Generation{} demands none.
+    // Errors: conflict (an expectation failed, or the generation is another one: nothing changed;
+    // the message names which), no_space (nothing changed), outcome_unknown (applied or not: read
+    // before anything else).
+    virtual Task<Result<Revision>> compare_and_set(Transaction transaction,
+                                                   Generation demanded) = 0;
+    Task<Result<Revision>> compare_and_set(Transaction transaction) {
+        return compare_and_set(std::move(transaction), Generation{});
+    }
+
+    // The store's generation now. The first read or watch that shows a store put back may come
+    // before the generation tells: whoever decides on what it read demands the generation.
+    virtual Task<Result<Generation>> generation() = 0;
 
     // Changes of keys that begin with `prefix`, from revision `from` on; Revision{} means from now.
-    // Errors: conflict (the store no longer remembers `from`: list, then watch), busy (too many).
+    // Errors: conflict (the store no longer remembers `from`: list, then watch; a remote store may
+    // say so only in next()), busy (too many).
     virtual Task<Result<std::unique_ptr<Watch>>> watch(std::string prefix, Revision from) = 0;
 
     // Refuses new calls, ends watches, waits for calls in flight, closes. Idempotent.
@@ -151,5 +171,7 @@ Task<Result<Page>> list_all(Store& store, std::string prefix);
 Result<void> check_key(std::string_view key);
 Result<void> check_transaction(const Transaction& transaction);
 Result<void> check_list(const ListRequest& request);
+// Errors: conflict (another generation than the demanded one).
+Result<void> check_generation(Generation demanded, Generation present);
 
 }  // namespace peplos::control

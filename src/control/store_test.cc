@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include "control/embedded_store.h"
+#include "control/etcd_store.h"
 #include "control/memory_store.h"
+#include "control/test_etcd.h"
 #include "control/test_run.h"
 
 namespace peplos::control {
@@ -27,11 +29,13 @@ class TemporaryFolder {
 };
 
 struct MemoryKind {
+    static constexpr bool kForgetsByItself = true;
     static std::unique_ptr<Store> make(boost::asio::io_context&, const TemporaryFolder&) {
         return std::make_unique<MemoryStore>();
     }
 };
 struct EmbeddedKind {
+    static constexpr bool kForgetsByItself = true;
     static std::unique_ptr<Store> make(boost::asio::io_context& context,
                                        const TemporaryFolder& folder) {
         EmbeddedStore::Options options{folder.file(), EmbeddedStore::IfMissing::create, ""};
@@ -41,12 +45,32 @@ struct EmbeddedKind {
     }
 };
 
+// One etcd for all tests, each below a prefix of its own.
+struct EtcdKind {
+    static constexpr bool kForgetsByItself = false;
+    static std::unique_ptr<Store> make(boost::asio::io_context& context, const TemporaryFolder&) {
+        static TestEtcd etcd(1);
+        static int count = 0;
+        EtcdOptions options;
+        options.address.endpoints = etcd.endpoints();
+        options.prefix = fmt::format("/test/{}/", ++count);
+        options.call_limit = kEtcdCallMax;  // the disk may be busy
+        return run_task(context, connect_when_up(options));
+    }
+};
+
 template <typename Kind>
 class StoreTest : public testing::Test {
   public:
-    StoreTest() : store(Kind::make(context, folder)) {}
+    StoreTest() : store(Kind::make(context, folder)) {
+        auto all = run_task(context, list_all(*store, ""));
+        CHECK(all.has_value(), "{}", all.error().text());
+        base_ = all->revision.value;
+    }
     ~StoreTest() override { EXPECT_TRUE(run_task(context, store->stop())); }
 
+    // The revision of the store's n-th transaction.
+    Revision rev(uint64_t n) const { return Revision(base_ + n); }
     Result<Revision> set(Transaction transaction) {
         return run_task(context, store->compare_and_set(std::move(transaction)));
     }
@@ -78,23 +102,26 @@ class StoreTest : public testing::Test {
     TemporaryFolder folder;
     boost::asio::io_context context;
     std::unique_ptr<Store> store;
+
+  private:
+    uint64_t base_ = 0;
 };
 
-using Kinds = testing::Types<MemoryKind, EmbeddedKind>;
+using Kinds = testing::Types<MemoryKind, EmbeddedKind, EtcdKind>;
 TYPED_TEST_SUITE(StoreTest, Kinds);
 
 TYPED_TEST(StoreTest, CountsVersionsAndRevisions) {
     EXPECT_TRUE(this->absent("a"));
-    EXPECT_EQ(this->set({create("a", "1")}), Revision(1));
-    EXPECT_EQ(this->set({put("a", Revision(1), "2"), create("b", "")}), Revision(2));
-    KeyValue a{"a", "2", 2, Revision(1), Revision(2)};
+    EXPECT_EQ(this->set({create("a", "1")}), this->rev(1));
+    EXPECT_EQ(this->set({put("a", this->rev(1), "2"), create("b", "")}), this->rev(2));
+    KeyValue a{"a", "2", 2, this->rev(1), this->rev(2)};
     EXPECT_EQ(this->at("a"), a);
     EXPECT_EQ(this->at("b").value, "");
-    EXPECT_EQ(this->set({remove("a", Revision(2))}), Revision(3));
+    EXPECT_EQ(this->set({remove("a", this->rev(2))}), this->rev(3));
     EXPECT_TRUE(this->absent("a"));
-    EXPECT_EQ(this->set({create("a", "3")}), Revision(4));
+    EXPECT_EQ(this->set({create("a", "3")}), this->rev(4));
     EXPECT_EQ(this->at("a").version, 1u);
-    EXPECT_EQ(this->at("a").create_revision, Revision(4));
+    EXPECT_EQ(this->at("a").create_revision, this->rev(4));
 }
 
 TYPED_TEST(StoreTest, ChangesAllKeysOrNone) {
@@ -103,25 +130,39 @@ TYPED_TEST(StoreTest, ChangesAllKeysOrNone) {
     EXPECT_EQ(lost.error().code(), Code::conflict);
     EXPECT_NE(lost.error().message().find("'a'"), std::string::npos);
     EXPECT_TRUE(this->absent("b"));
-    EXPECT_EQ(this->set({put("b", Revision(1), "x")}).error().code(), Code::conflict);
-    EXPECT_EQ(this->set({remove("b", Revision(1))}).error().code(), Code::conflict);
-    EXPECT_EQ(this->set({check("a", Revision(9)), create("b", "x")}).error().code(),
+    EXPECT_EQ(this->set({put("b", this->rev(1), "x")}).error().code(), Code::conflict);
+    EXPECT_EQ(this->set({remove("b", this->rev(1))}).error().code(), Code::conflict);
+    EXPECT_EQ(this->set({check("a", this->rev(9)), create("b", "x")}).error().code(),
               Code::conflict);
-    EXPECT_EQ(this->set({check("a", Revision(1)), create("b", "x")}), Revision(2));
+    EXPECT_EQ(this->set({check("a", this->rev(1)), create("b", "x")}), this->rev(2));
 }
 
 TYPED_TEST(StoreTest, KeepsItsRevisionWhenNothingChanges) {
     ASSERT_TRUE(this->set({create("a", "1")}));
-    EXPECT_EQ(this->set({remove("b", std::nullopt)}), Revision(1));
-    EXPECT_EQ(this->set({check("a", Revision(1))}), Revision(1));
-    EXPECT_EQ(this->set({put("a", std::nullopt, "1")}), Revision(2));
+    EXPECT_EQ(this->set({remove("b", std::nullopt)}), this->rev(1));
+    EXPECT_EQ(this->set({check("a", this->rev(1))}), this->rev(1));
+    EXPECT_EQ(this->set({put("a", std::nullopt, "1")}), this->rev(2));
+}
+
+TYPED_TEST(StoreTest, DemandsAGeneration) {
+    auto generation = run_task(this->context, this->store->generation());
+    ASSERT_TRUE(generation);
+    EXPECT_NE(*generation, Generation{});
+    auto set_in = [this](Generation demanded) {
+        return run_task(this->context,
+                        this->store->compare_and_set({put("a", std::nullopt, "1")}, demanded));
+    };
+    EXPECT_TRUE(set_in(*generation));
+    EXPECT_EQ(set_in(generation->next()).error().code(), Code::conflict);
+    EXPECT_EQ(this->at("a").version, 1u);
+    EXPECT_EQ(run_task(this->context, this->store->generation()), *generation);
 }
 
 TYPED_TEST(StoreTest, ComparesAgainstDeletedAndCreatedAgain) {
     ASSERT_TRUE(this->set({create("a", "1")}));
-    ASSERT_TRUE(this->set({remove("a", Revision(1))}));
+    ASSERT_TRUE(this->set({remove("a", this->rev(1))}));
     ASSERT_TRUE(this->set({create("a", "2")}));
-    EXPECT_EQ(this->set({put("a", Revision(1), "3")}).error().code(), Code::conflict);
+    EXPECT_EQ(this->set({put("a", this->rev(1), "3")}).error().code(), Code::conflict);
 }
 
 TYPED_TEST(StoreTest, RefusesBrokenBounds) {
@@ -131,10 +172,14 @@ TYPED_TEST(StoreTest, RefusesBrokenBounds) {
     for (uint32_t i = 0; i <= limits::kStoreTransactionKeysMax; ++i) {
         many.push_back(create(fmt::format("{}", i), ""));
     }
+    Transaction large;
+    for (uint32_t i = 0; i <= kTransactionBytesMax / limits::kStoreValueBytesMax; ++i) {
+        large.push_back(create(fmt::format("{}", i), long_value.substr(1)));
+    }
     for (const Transaction& bad :
-         {Transaction{}, Transaction{create("", "v")}, Transaction{create(long_key, "v")},
+         {large, Transaction{}, Transaction{create("", "v")}, Transaction{create(long_key, "v")},
           Transaction{create("k", long_value)}, many,
-          Transaction{create("k", "v"), check("k", Revision(1))}}) {
+          Transaction{create("k", "v"), check("k", this->rev(1))}}) {
         EXPECT_EQ(this->set(bad).error().code(), Code::invalid_argument);
     }
     EXPECT_EQ(run_task(this->context, this->store->get("")).error().code(), Code::invalid_argument);
@@ -157,7 +202,7 @@ TYPED_TEST(StoreTest, ListsByPrefixInPagesAndByteOrder) {
     EXPECT_EQ(this->keys({"\xff", "", 9}), Keys{});
     auto all = run_task(this->context, list_all(*this->store, ""));
     EXPECT_EQ(all->entries.size(), 8u);
-    EXPECT_EQ(all->revision, Revision(1));
+    EXPECT_EQ(all->revision, this->rev(1));
     auto page = run_task(this->context, this->store->list({"v/", "", 4}));
     EXPECT_FALSE(page->more);
     page = run_task(this->context, this->store->list({"v/", "", 3}));
@@ -179,16 +224,16 @@ TYPED_TEST(StoreTest, EndsAPageThatIsLargeAndListsOn) {
 TYPED_TEST(StoreTest, WatchesFromARevisionOn) {
     ASSERT_TRUE(this->set({create("v/1", "a")}));
     ASSERT_TRUE(this->set({create("v/2", "b"), create("w", "c")}));
-    auto watch = this->watch("v/", Revision(2));
+    auto watch = this->watch("v/", this->rev(2));
     auto events = this->next(*watch);
     ASSERT_TRUE(events);
     ASSERT_EQ(events->size(), 1u);
-    EXPECT_EQ(events->front().entry, (KeyValue{"v/2", "b", 1, Revision(2), Revision(2)}));
-    ASSERT_TRUE(this->set({remove("v/1", Revision(1)), put("v/2", Revision(2), "d")}));
+    EXPECT_EQ(events->front().entry, (KeyValue{"v/2", "b", 1, this->rev(2), this->rev(2)}));
+    ASSERT_TRUE(this->set({remove("v/1", this->rev(1)), put("v/2", this->rev(2), "d")}));
     events = this->next(*watch);
     ASSERT_EQ(events->size(), 2u);
     EXPECT_EQ(events->at(0).kind, Event::Kind::removed);
-    EXPECT_EQ(events->at(0).entry.mod_revision, Revision(3));
+    EXPECT_EQ(events->at(0).entry.mod_revision, this->rev(3));
     EXPECT_EQ(events->at(1).entry.version, 2u);
 }
 
@@ -237,7 +282,8 @@ TYPED_TEST(StoreTest, NeverSplitsATransactionInAWatch) {
 
 TYPED_TEST(StoreTest, TellsAWatchThatFellBehind) {
     auto slow = this->watch("", Revision{});
-    uint32_t transactions = limits::kStoreHistoryEventsMax / limits::kStoreTransactionKeysMax + 1;
+    // Twice as many as wait for a watch: etcd's come a little after the transaction's answer.
+    uint32_t transactions = 2 * limits::kStoreHistoryEventsMax / limits::kStoreTransactionKeysMax;
     for (uint32_t i = 0; i < transactions; ++i) {
         Transaction transaction;
         for (uint32_t j = 0; j < limits::kStoreTransactionKeysMax; ++j) {
@@ -246,8 +292,16 @@ TYPED_TEST(StoreTest, TellsAWatchThatFellBehind) {
         ASSERT_TRUE(this->set(std::move(transaction)));
     }
     EXPECT_EQ(this->next(*slow).error().code(), Code::conflict);
-    auto late = run_task(this->context, this->store->watch("", Revision(1)));
-    EXPECT_EQ(late.error().code(), Code::conflict);
+    if constexpr (!TypeParam::kForgetsByItself) {
+        auto& etcd = static_cast<EtcdStore&>(*this->store);
+        ASSERT_TRUE(run_task(this->context, etcd.compact(this->rev(transactions))));
+    }
+    auto late = run_task(this->context, this->store->watch("", this->rev(1)));
+    if (late) {
+        EXPECT_EQ(this->next(**late).error().code(), Code::conflict);
+    } else {
+        EXPECT_EQ(late.error().code(), Code::conflict);
+    }
 }
 
 TYPED_TEST(StoreTest, BoundsItsWatches) {
@@ -293,7 +347,7 @@ TYPED_TEST(StoreTest, BehavesLikeAMap) {
             auto known = model.find(operation.key);
             Revision present = known == model.end() ? Revision{} : known->second.mod_revision;
             if (random() % 8 != 0) operation.expected = present;
-            if (random() % 8 == 0) operation.expected = Revision(random() % (revision + 2));
+            if (random() % 8 == 0) operation.expected = this->rev(random() % (revision + 2));
             holds = holds && (!operation.expected || *operation.expected == present);
             transaction.push_back(std::move(operation));
         }
@@ -305,15 +359,15 @@ TYPED_TEST(StoreTest, BehavesLikeAMap) {
                 continue;
             }
             KeyValue& entry = model[operation.key];
-            if (entry.version == 0) entry.create_revision = Revision(revision + 1);
+            if (entry.version == 0) entry.create_revision = this->rev(revision + 1);
             entry = {operation.key, operation.value, entry.version + 1, entry.create_revision,
-                     Revision(revision + 1)};
+                     this->rev(revision + 1)};
             changed = true;
         }
         revision += changed ? 1 : 0;
         auto result = this->set(transaction);
         ASSERT_EQ(result.has_value(), holds);
-        if (holds) ASSERT_EQ(*result, Revision(revision));
+        if (holds) ASSERT_EQ(*result, this->rev(revision));
     }
     auto all = run_task(this->context, list_all(*this->store, ""));
     ASSERT_EQ(all->entries.size(), model.size());

@@ -284,7 +284,7 @@ TEST(SpecOf, RefusesNonsense) {
                                    Options{{"label", "a=1,a=2"}},
                                    Options{{"sector-size", "520"}},
                                    Options{{"copies", "0"}},
-                                   Options{{"copies", "2"}},
+                                   Options{{"copies", "4"}},
                                    Options{{"mkfs-options", "-d /etc"}},
                                    Options{{"mkfs-options", "$(id)"}},
                                    Options{{"mkfs-options", "/dev/sda"}},

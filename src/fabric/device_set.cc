@@ -88,6 +88,7 @@ Task<void> DeviceSet::open(control::DeviceRecord record, volume::Background* bac
         co_return;
     }
     member.problem = opened.error().message();
+    space_.note_missing(member.record.path);
     LOG_ERROR("device not in service device={} path={} why=\"{}\"", member.record.id,
               member.record.path, opened.error().text());
 }

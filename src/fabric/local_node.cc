@@ -6,16 +6,15 @@
 namespace peplos::fabric {
 namespace {
 
-constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
-
-int64_t seconds_of(WallTime time) {
-    return time.time_since_epoch().count() / kNanosecondsPerSecond;
-}
+// How long a stop waits for requests that wait for room.
+constexpr Duration kStopPatience = std::chrono::seconds(5);
 
 }  // namespace
 
 LocalNode::LocalNode(runtime::Env env, control::Store& store, LocalNodeOptions options)
-    : env_(env), store_(store), options_(std::move(options)), devices_(env, options_.devices) {}
+    : env_(env), store_(store), options_(std::move(options)), devices_(env, options_.devices) {
+    if (options_.cluster) cluster_ = std::make_unique<Cluster>(env, store, *options_.cluster);
+}
 
 LocalNode::~LocalNode() {
     CHECK(gate_.inside_count() == 0, "stop() comes before destruction");
@@ -39,12 +38,14 @@ Task<Result<void>> LocalNode::start() {
     started_at_ = env_.clock.wall_now();
     CO_TRY(co_await load_cluster());
     CO_TRY(co_await load_devices());
+    if (cluster_ != nullptr) CO_TRY(co_await start_cluster());
     CO_TRY(co_await load_volumes());
     co_await resume_attached();
     gate_.spawn(env_.executor, recover_tails());
     gate_.spawn(env_.executor, release_loop());
     gate_.spawn(env_.executor, refresh_loop());
     if (options_.trim_interval.count() > 0) gate_.spawn(env_.executor, trim_loop());
+    if (cluster_ != nullptr) gate_.spawn(env_.executor, follow_volumes(loaded_at_));
     co_return Result<void>();
 }
 
@@ -52,34 +53,46 @@ Task<Result<void>> LocalNode::load_cluster() {
     CO_TRY_ASSIGN(std::optional<control::KeyValue> cluster,
                   co_await store_.get(std::string(control::kClusterKey)));
     if (cluster) {
-        CO_TRY_ASSIGN(cluster_, control::decode<control::ClusterRecord>(cluster->value));
-        if (cluster_.format_version != control::kClusterFormatVersion) {
+        CO_TRY_ASSIGN(cluster_record_, control::decode<control::ClusterRecord>(cluster->value));
+        if (cluster_record_.format_version != control::kClusterFormatVersion) {
             co_return fail(Code::unsupported,
                            "this cluster's format is {}, this peplosd knows {}: install the "
                            "version that wrote it",
-                           cluster_.format_version, control::kClusterFormatVersion);
+                           cluster_record_.format_version, control::kClusterFormatVersion);
         }
         CO_TRY_ASSIGN(control::Page nodes,
                       co_await control::list_all(store_, std::string(control::kNodePrefix)));
-        if (nodes.entries.size() != 1) {
+        if (!options_.id && nodes.entries.size() != 1) {
             co_return fail(Code::corrupt, "a cluster of one node has {} node records",
                            nodes.entries.size());
         }
-        CO_TRY_ASSIGN(node_, control::decode<control::NodeRecord>(nodes.entries[0].value));
-        co_return Result<void>();
+        for (const control::KeyValue& stored : nodes.entries) {
+            CO_TRY_ASSIGN(node_, control::decode<control::NodeRecord>(stored.value));
+            if (!options_.id || node_.id == options_.id) co_return Result<void>();
+        }
+        if (cluster_ == nullptr) {
+            co_return fail(Code::already_exists,
+                           "the control store belongs to the node {} ({}), this one is {}: two "
+                           "nodes cannot share one yet. Give this node another one",
+                           node_.id, node_.name, options_.id);
+        }
+        co_return fail(Code::not_found,
+                       "node {} is not in cluster {}; it joins with: peplos join TOKEN",
+                       options_.id, cluster_record_.id);
     }
-    cluster_.id = control::ClusterId(env_.rng.next_id());
-    cluster_.created_at_s = seconds_of(env_.clock.wall_now());
-    node_.id = NodeId(env_.rng.next_id());
+    cluster_record_.id = ClusterId(env_.rng.next_id());
+    cluster_record_.created_at_s = unix_seconds(env_.clock.wall_now());
+    node_.id = options_.id ? options_.id : NodeId(env_.rng.next_id());
     node_.name = options_.name;
-    node_.created_at_s = cluster_.created_at_s;
-    CO_TRY_ASSIGN(std::string cluster_value, control::encode(cluster_));
+    node_.created_at_s = cluster_record_.created_at_s;
+    CO_TRY_ASSIGN(std::string cluster_value, control::encode(cluster_record_));
     CO_TRY_ASSIGN(std::string node_value, control::encode(node_));
     control::Transaction birth;
     birth.push_back(control::create(std::string(control::kClusterKey), std::move(cluster_value)));
     birth.push_back(control::create(control::node_key(node_.id), std::move(node_value)));
     CO_TRY(co_await store_.compare_and_set(std::move(birth)));
-    LOG_INFO("cluster created cluster={} node={} name={}", cluster_.id, node_.id, node_.name);
+    LOG_INFO("cluster created cluster={} node={} name={}", cluster_record_.id, node_.id,
+             node_.name);
     co_return Result<void>();
 }
 
@@ -94,21 +107,34 @@ Task<Result<void>> LocalNode::load_devices() {
     co_return Result<void>();
 }
 
+// Before this node opens a volume: others may ask for its members at once.
+Task<Result<void>> LocalNode::start_cluster() {
+    for (const auto& member : devices_.members()) {
+        if (!member->is_usable()) continue;
+        member->resources->placement = cluster_.get();
+        cluster_->add_device(*member);
+    }
+    cluster_->ownership().set_condition(
+        [this](const control::VolumeRecord& record, const replica::CompareAndSet& cas) {
+            return condition_of(record, cas);
+        });
+    co_return co_await cluster_->start();
+}
+
 Task<Result<void>> LocalNode::load_volumes() {
     CO_TRY_ASSIGN(control::Page page,
                   co_await control::list_all(store_, std::string(control::kVolumePrefix)));
+    loaded_at_ = page.revision;
     for (control::KeyValue& stored : page.entries) {
         Result<control::VolumeRecord> record = control::decode<control::VolumeRecord>(stored.value);
         if (!record) co_return fail(std::move(record).error().within(stored.key));
         StoredVolume volume{std::move(*record), stored.mod_revision};
-        if (volume.record.lifecycle == control::Lifecycle::deleting) {
+        const control::VolumeRecord& known = volume.record;
+        if (known.lifecycle == control::Lifecycle::live) {
+            take_up(std::move(volume));
+        } else if (!known.owner || known.owner == node_.id) {
             gate_.spawn(env_.executor, finish_deletion_later(std::move(volume)));
-            continue;
         }
-        auto entry = std::make_shared<Entry>();
-        entry->stored = std::move(volume);
-        names_[entry->record().name] = entry;
-        entries_[entry->record().id] = entry;
     }
     CO_TRY_ASSIGN(control::Page mounts,
                   co_await control::list_all(store_, control::mount_prefix(node_.id)));
@@ -116,7 +142,10 @@ Task<Result<void>> LocalNode::load_volumes() {
         auto found = entries_.find(control::volume_of_mount_key(stored.key));
         Result<control::MountRecord> record = control::decode_mount(stored.value);
         if (!record) co_return fail(std::move(record).error().within(stored.key));
-        if (found != entries_.end()) found->second->mounts = std::move(*record);
+        if (found == entries_.end()) continue;
+        found->second->mounts = std::move(*record);
+        // What a daemon left that died while it let go of the volume.
+        found->second->is_mount_stale = found->second->mounts.holders.empty();
     }
     CO_TRY_ASSIGN(control::Page losses,
                   co_await control::list_all(store_, std::string(control::kLossPrefix)));
@@ -150,6 +179,10 @@ Task<void> LocalNode::resume_attached() {
         }
         EntryPtr entry = found->second;
         auto guard = co_await entry->lock.lock();
+        if (is_elsewhere(*entry)) {
+            co_await give_up(*entry, "while this host was away, another one took it over");
+            continue;
+        }
         Result<void> opened = co_await open_volume(*entry);
         if (!opened) {
             entry->problem = fmt::format(
@@ -178,7 +211,8 @@ Task<void> LocalNode::resume_attached() {
     }
     std::map<VolumeId, EntryPtr> all = entries_;
     for (const auto& [id, entry] : all) {
-        if (entry->is_attached() || entry->mounts.holders.empty()) continue;
+        bool is_known = !entry->mounts.holders.empty() || entry->is_mount_stale;
+        if (entry->is_attached() || !is_known) continue;
         bool is_used =
             std::find(surviving.begin(), surviving.end(), id) != surviving.end() &&
             std::find(resumed_none.begin(), resumed_none.end(), id) == resumed_none.end();
@@ -207,6 +241,7 @@ Task<void> LocalNode::recover_tails() {
         EntryPtr entry = found->second;
         auto guard = co_await entry->lock.lock();
         if (entry->gone || entry->open != nullptr || gate_.is_closed()) continue;
+        if (is_elsewhere(*entry)) continue;
         Result<void> opened = co_await open_volume(*entry);
         if (opened) opened = co_await close_volume(*entry);
         if (!opened) {
@@ -274,13 +309,25 @@ Task<Result<void>> LocalNode::claim(Entry& entry, DeviceSet::Member& home) {
     co_return co_await change_record(entry, std::move(record));
 }
 
-// Requires: the entry's lock. Every change of a volume's record that keeps the volume.
+// Requires: the entry's lock. Every change of a volume's record that keeps the volume. In a cluster
+// the journal's ensemble changes in the same record meanwhile: while this node owns the volume,
+// what the record says of that stays as it is.
 Task<Result<void>> LocalNode::change_record(Entry& entry, control::VolumeRecord record) {
-    Result<StoredVolume> written =
-        co_await write_volume(store_, std::move(record), entry.stored.revision);
-    if (!written) co_return fail(co_await look_again(entry, std::move(written).error()));
-    entry.stored = std::move(*written);
-    co_return Result<void>();
+    constexpr int kAttempts = 5;
+    for (int attempt = 1;; ++attempt) {
+        Result<StoredVolume> written = co_await write_volume(store_, record, entry.stored.revision);
+        if (written) {
+            entry.stored = std::move(*written);
+            co_return Result<void>();
+        }
+        const Code code = written.error().code();
+        Error why = co_await look_again(entry, std::move(written).error());
+        const control::VolumeRecord& now = entry.record();
+        bool is_ours = cluster_ != nullptr && code == Code::conflict && now.owner == node_.id &&
+                       now.epoch == record.epoch && now.lifecycle == record.lifecycle;
+        if (!is_ours || attempt == kAttempts) co_return fail(std::move(why));
+        set_ownership(record, ownership_of(now, now.generation));
+    }
 }
 
 // After a change that failed, or whose outcome stayed unknown while the store was away: what the
@@ -332,6 +379,7 @@ Task<Result<void>> LocalNode::open_volume(Entry& entry) {
                        entry.record().name, entry.open->faulted()->message());
     }
     if (entry.open != nullptr) co_await drop_faulted(entry);
+    if (cluster_ != nullptr) co_return co_await open_replicated(entry);
     CO_TRY_ASSIGN(DeviceSet::Member * home, home_of(entry));
     Result<void> claimed = co_await claim(entry, *home);
     if (!claimed) {
@@ -362,6 +410,7 @@ Task<Result<void>> LocalNode::open_volume(Entry& entry) {
     entry.home = home;
     entry.problem.clear();
     entry.is_unreadable = false;
+    entry.shown.reset();
     if (background_ != nullptr) background_->opened(*entry.open);
     LOG_INFO("volume open volume={} name={} epoch={}", entry.record().id, entry.record().name,
              entry.record().epoch);
@@ -381,6 +430,8 @@ Task<Result<void>> LocalNode::close_volume(Entry& entry) {
     if (background_ != nullptr) co_await background_->closing(*entry.open);
     entry.used_bytes_seen = entry.open->stats().live_bytes;
     Result<void> closed = co_await entry.open->close();
+    if (entry.log != nullptr) co_await entry.log->release();
+    entry.log = nullptr;
     entry.open.reset();
     entry.home = nullptr;
     if (!closed && closed.error().code() == Code::no_space) {
@@ -399,8 +450,18 @@ bool LocalNode::is_on_host(const Entry& entry) const {
 Task<void> LocalNode::drop_faulted(Entry& entry) {
     if (background_ != nullptr) co_await background_->closing(*entry.open);
     co_await entry.open->stop();
+    if (entry.log != nullptr) co_await entry.log->release();
+    entry.log = nullptr;
     entry.open.reset();
     entry.home = nullptr;
+}
+
+// Requests under way may wait for a drain, so the background ends after them; but where it makes no
+// room (all is full) they would wait for ever. Then they are refused with `stopping`, which a door
+// leaves unanswered: the next daemon is asked again.
+Task<void> LocalNode::stop_background(runtime::Alarm* is_quiet) {
+    co_await is_quiet->wait(env_.clock, kStopPatience);
+    co_await background_->stop();
 }
 
 Task<void> LocalNode::stop() {
@@ -409,19 +470,30 @@ Task<void> LocalNode::stop() {
     release_delay_.ring();
     trim_alarm_.ring();
     refresh_alarm_.ring();
+    follow_delay_.ring();
     creating_changed_.wake_all();
+    if (watch_ != nullptr) watch_->close();
+    for (const auto& [id, entry] : entries_) {
+        if (entry->claimer != nullptr) entry->claimer->cancel();
+    }
+    runtime::Alarm is_quiet;
+    runtime::Gate background_end;
+    if (background_ != nullptr) background_end.spawn(env_.executor, stop_background(&is_quiet));
     // First, since it ends what takes long (a trim, a refresh) and waits only for what is short.
-    // Requests under way may wait for a drain: the background ends after them.
     if (attachments_ != nullptr) co_await attachments_->pause_all();
     co_await gate_.close();
-    if (background_ != nullptr) co_await background_->stop();
+    is_quiet.ring();
+    co_await background_end.close();
     for (const auto& [id, entry] : entries_) {
         if (entry->open == nullptr) continue;
         co_await entry->open->stop();
+        if (entry->log != nullptr) co_await entry->log->release();
+        entry->log = nullptr;
         entry->open.reset();
     }
     entries_.clear();
     names_.clear();
+    if (cluster_ != nullptr) co_await cluster_->stop();
     co_await devices_.close();
 }
 

@@ -6,9 +6,11 @@
 
 #include "control/loss_record.h"
 #include "control/mount_record.h"
+#include "fabric/cluster.h"
 #include "fabric/device_set.h"
 #include "fabric/node.h"
 #include "fabric/records_io.h"
+#include "replica/claimer.h"
 #include "runtime/alarm.h"
 #include "runtime/gate.h"
 #include "runtime/sync.h"
@@ -33,9 +35,13 @@ class Scrubber {
 
 struct LocalNodeOptions {
     std::string name;
+    // Who this node is; none: the only node that the control store knows, or a new one.
+    NodeId id;
     DeviceSet::Options devices;
     // Time between passes that give freed file-system blocks back; 0: never.
     Duration trim_interval = std::chrono::minutes(10);
+    // One of several nodes: what the others change is followed, and volumes have copies there.
+    std::optional<ClusterOptions> cluster;
     // The sizes of file systems that status shows are at most about this old.
     Duration refresh_interval = std::chrono::seconds(5);
 };
@@ -50,6 +56,10 @@ struct LocalNodeOptions {
 //   3. A holder is on record before Mount answers, and off record only after Unmount was asked.
 //   4. A volume's bytes are deleted only after its record says `deleting`; a restart goes on.
 //   5. A volume is detached only when the kernel agrees that nobody uses it.
+//   6. Only a volume's owner has it mounted: a mount is recorded together with a check that the
+//      volume is still owned here, a claim together with one that the owner before has no mount.
+//      In a cluster the record stays until the file system is off the host: what the kernel still
+//      has of it is written before another node may claim the volume.
 //
 // Lives on the storage core. start() once, stop() before destruction.
 class LocalNode final : public Node {
@@ -62,6 +72,8 @@ class LocalNode final : public Node {
     void set_background(volume::Background* background) { background_ = background; }
     void set_scrubber(Scrubber* scrubber) { scrubber_ = scrubber; }
 
+    // Null: the only node.
+    Cluster* cluster() { return cluster_.get(); }
     // The budgets that whatever works behind the volumes has to know.
     DeviceSet& devices() { return devices_; }
 
@@ -107,8 +119,13 @@ class LocalNode final : public Node {
         bool is_unreadable = false;               // damage keeps it closed: `problem` says what
         std::optional<control::LossRecord> loss;  // what its user accepted last
         std::optional<volume::LossReport>
-            shown;          // what a recovery would have cost, when last asked
-        bool gone = false;  // removed; whoever waited for the lock finds nothing
+            shown;                    // what a recovery would have cost, when last asked
+        bool gone = false;            // removed; whoever waited for the lock finds nothing
+        bool is_mount_stale = false;  // `mounts` is not what the store has
+        bool is_stale = false;        // the store has a newer record
+        bool is_refreshing = false;
+        replica::ReplicatedLog* log = nullptr;  // of `open`, in a cluster
+        replica::Claimer* claimer = nullptr;    // while this node claims it
 
         const control::VolumeRecord& record() const { return stored.record; }
         bool is_attached() const { return !path.empty(); }
@@ -120,6 +137,7 @@ class LocalNode final : public Node {
     Result<EntryPtr> find(const std::string& name) const;
     Task<Result<void>> load_cluster();
     Task<Result<void>> load_devices();
+    Task<Result<void>> start_cluster();
     Task<Result<void>> load_volumes();
     Task<void> resume_attached();
     Task<void> recover_tails();
@@ -132,12 +150,43 @@ class LocalNode final : public Node {
     Error note_unopened(Entry& entry, Error why) const;
     Task<Result<void>> close_volume(Entry& entry);
     Task<void> drop_faulted(Entry& entry);
+    Task<void> stop_background(runtime::Alarm* is_quiet);
     bool is_on_host(const Entry& entry) const;
+
+    // local_node_cluster.cc
+    Task<Result<EntryPtr>> look_up(std::string name);
+    EntryPtr take_up(StoredVolume stored);
+    bool is_elsewhere(const Entry& entry) const;
+    struct Elsewhere {
+        std::string where;        // empty: it is mounted nowhere else
+        bool is_leaving = false;  // nobody holds it there any more: it soon will not be
+        control::Transaction also;
+    };
+    Task<Result<Elsewhere>> mounts_elsewhere(const control::VolumeRecord& record);
+    Task<Result<void>> check_unmounted(const Entry& entry);
+    Task<Result<std::optional<control::Transaction>>> condition_of(control::VolumeRecord record,
+                                                                   replica::CompareAndSet cas);
+    Task<void> follow_volumes(control::Revision from);
+    Task<Result<control::Revision>> list_anew();
+    void note_event(const control::Event& event);
+    void note_stale(const EntryPtr& entry);
+    Task<void> take_up_later(VolumeId id);
+    Task<void> refresh(EntryPtr entry);
+    Task<Result<void>> refresh_once(Entry& entry);
+    Task<void> give_up(Entry& entry, std::string why);
+    void forget(Entry& entry);
+
+    // local_node_replicated.cc
+    Task<Result<void>> open_replicated(Entry& entry);
+    Task<Result<std::unique_ptr<replica::ReplicatedLog>>> claim_replicated(Entry& entry);
+    Task<Result<void>> serve(Entry& entry, std::unique_ptr<replica::ReplicatedLog> log);
+    Task<Result<void>> prepare_deletion(Entry& entry, control::VolumeRecord& record,
+                                        control::Transaction& also);
+    Task<Result<void>> finish_replicated_deletion(StoredVolume stored);
 
     // local_node_volumes.cc
     Task<Result<VolumeInfo>> create_new(VolumeSpec spec);
     Task<Result<VolumeInfo>> existing(VolumeSpec spec, EntryPtr entry);
-    Task<Result<EntryPtr>> adopt(std::string name);
     Task<Result<void>> remove_entry(EntryPtr entry);
     Task<Result<void>> finish_deletion(StoredVolume stored);
     Task<void> finish_deletion_later(StoredVolume stored);
@@ -176,10 +225,14 @@ class LocalNode final : public Node {
     volume::Background* background_ = nullptr;
     Scrubber* scrubber_ = nullptr;
 
-    control::ClusterRecord cluster_;
+    control::ClusterRecord cluster_record_;
     control::NodeRecord node_;
     WallTime started_at_{};
     DeviceSet devices_;
+    // Null: the only node. It outlives the volumes, and the devices it.
+    std::unique_ptr<Cluster> cluster_;
+    control::Revision loaded_at_;  // the volumes' records, from the store
+    std::unique_ptr<control::Watch> watch_;
     std::map<VolumeId, EntryPtr> entries_;
     std::map<std::string, EntryPtr> names_;
     std::map<std::string, int> creating_;  // names with a creation under way
@@ -189,6 +242,7 @@ class LocalNode final : public Node {
     runtime::Alarm release_delay_;
     runtime::Alarm trim_alarm_;
     runtime::Alarm refresh_alarm_;
+    runtime::Alarm follow_delay_;
     Time refreshed_at_{};
     runtime::Event stopping_;
     runtime::Gate gate_;

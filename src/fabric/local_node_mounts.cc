@@ -43,7 +43,7 @@ Task<Result<std::string>> LocalNode::mount(std::string name, std::string holder)
     if (holder.empty() || holder.size() > 256) {
         co_return fail(Code::invalid_argument, "a mount needs its caller's id, 1 to 256 bytes");
     }
-    CO_TRY_ASSIGN(EntryPtr entry, find(name));
+    CO_TRY_ASSIGN(EntryPtr entry, co_await look_up(std::move(name)));
     co_return co_await mount_entry(std::move(entry), std::move(holder));
 }
 
@@ -115,19 +115,36 @@ Task<Result<void>> LocalNode::record_formatted(VolumeId id) {
     co_return co_await change_record(*entry, std::move(record));
 }
 
+// Errors: also unavailable (another node claimed the volume meanwhile).
 Task<Result<void>> LocalNode::store_mounts(Entry& entry) {
+    constexpr int kAttempts = 5;
     std::string key = control::mount_key(node_.id, entry.record().id);
-    control::Transaction change;
-    if (entry.mounts.holders.empty()) {
-        change.push_back(control::remove(std::move(key), std::nullopt));
-    } else {
-        change.push_back(
-            control::put(std::move(key), std::nullopt, control::encode_mount(entry.mounts)));
+    for (int attempt = 1;; ++attempt) {
+        control::Transaction change;
+        const bool is_kept = cluster_ != nullptr && (entry.is_attached() || is_on_host(entry));
+        if (entry.mounts.holders.empty() && !is_kept) {
+            entry.mounts.since_s = 0;
+            change.push_back(control::remove(key, std::nullopt));
+        } else {
+            if (entry.mounts.since_s == 0)
+                entry.mounts.since_s = unix_seconds(env_.clock.wall_now());
+            // Whoever claims the volume from now on finds it mounted here, or this finds it
+            // claimed.
+            std::string volume = control::volume_key(entry.record().id);
+            change.push_back(control::check(std::move(volume), entry.stored.revision));
+            change.push_back(control::put(key, std::nullopt, control::encode_mount(entry.mounts)));
+        }
+        // The record of this node alone; an unknown outcome is mended by the next change.
+        Result<control::Revision> stored = co_await store_.compare_and_set(std::move(change));
+        entry.is_mount_stale = !stored;
+        if (stored) co_return Result<void>();
+        const Code code = stored.error().code();
+        const Epoch epoch = entry.record().epoch;
+        Error why = co_await look_again(entry, std::move(stored).error());
+        bool is_ours = code == Code::conflict && entry.record().owner == node_.id &&
+                       entry.record().epoch == epoch;
+        if (!is_ours || attempt == kAttempts) co_return fail(std::move(why));
     }
-    // The record of this node alone; an unknown outcome is mended by the next change.
-    Result<control::Revision> stored = co_await store_.compare_and_set(std::move(change));
-    if (!stored) co_return fail(std::move(stored).error());
-    co_return Result<void>();
 }
 
 Task<Result<void>> LocalNode::unmount(std::string name, std::string holder) {
@@ -187,6 +204,7 @@ Task<Result<void>> LocalNode::take_down(Entry& entry) {
 // Requires: the entry's lock. Detaches and closes; nothing happens to what is not open.
 Task<Result<void>> LocalNode::release(Entry& entry) {
     CO_TRY(co_await take_down(entry));
+    if (cluster_ != nullptr) CO_TRY(co_await store_mounts(entry));
     co_return co_await close_volume(entry);
 }
 
@@ -196,13 +214,15 @@ Task<void> LocalNode::release_loop() {
         std::vector<EntryPtr> idle;
         for (const auto& [id, entry] : entries_) {
             bool is_kept = !entry->mounts.holders.empty() || entry->is_damaged;
-            if (entry->open != nullptr && !is_kept) idle.push_back(entry);
+            bool is_here = entry->open != nullptr || (cluster_ != nullptr && entry->is_mount_stale);
+            if (is_here && !is_kept) idle.push_back(entry);
         }
         for (const EntryPtr& entry : idle) {
             if (stopping_.is_set()) co_return;
             auto guard = co_await entry->lock.lock();
             bool is_kept = !entry->mounts.holders.empty() || entry->is_damaged;
-            if (entry->gone || entry->open == nullptr || is_kept) continue;
+            bool is_here = entry->open != nullptr || (cluster_ != nullptr && entry->is_mount_stale);
+            if (entry->gone || !is_here || is_kept) continue;
             Result<void> released = co_await release(*entry);
             if (!released) {
                 again = true;

@@ -5,8 +5,6 @@
 namespace peplos::fabric {
 namespace {
 
-constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
-
 std::string joined(const std::vector<std::string>& lines) {
     std::string out;
     for (const std::string& line : lines) {
@@ -31,6 +29,12 @@ RecoveryReport report_of(volume::LossReport found) {
 Task<Result<RecoveryReport>> LocalNode::recover_volume(std::string name, Loss loss) {
     CO_TRY_ASSIGN(auto pass, enter());
     CO_TRY_ASSIGN(EntryPtr entry, find(name));
+    if (cluster_ != nullptr) {
+        co_return fail(Code::unsupported,
+                       "going on with loss works on a cluster of one node only; here a copy on "
+                       "another node has what this one lost: mount volume {:?} there",
+                       name);
+    }
     co_return co_await recover_entry(std::move(entry), loss);
 }
 
@@ -82,16 +86,18 @@ Task<Result<RecoveryReport>> LocalNode::recover_entry(EntryPtr entry, Loss loss)
         report.message = fmt::format("nothing keeps volume {} closed: mount it again", name);
         co_return report;
     }
-    if (loss == Loss::show) {
+    // Who accepts means what was shown. A daemon that knows of nothing shown (it was started anew)
+    // shows it first.
+    if (loss == Loss::show || !entry->shown) {
         entry->shown = std::move(found);
         report.message = fmt::format(
             "nothing was changed; to go on without what is lost, for good: peplos volume recover "
             "{} --accept-loss",
             name);
+        if (loss == Loss::accept) report.message = "look at it first: " + report.message;
         co_return report;
     }
-    // Who accepts means what was shown.
-    if (entry->shown && found.is_worse_than(*entry->shown)) {
+    if (found.is_worse_than(*entry->shown)) {
         co_return fail(
             Code::busy,
             "volume {}: more would be lost now than was shown; nothing was given up; look "
@@ -99,7 +105,7 @@ Task<Result<RecoveryReport>> LocalNode::recover_entry(EntryPtr entry, Loss loss)
             name, name);
     }
     control::LossRecord record;
-    record.accepted_at_s = env_.clock.wall_now().time_since_epoch().count() / kNanosecondsPerSecond;
+    record.accepted_at_s = unix_seconds(env_.clock.wall_now());
     record.what =
         report.losses.empty() ? "nothing but " + joined(report.findings) : joined(report.losses);
     CO_TRY(co_await store_loss(*entry, record));

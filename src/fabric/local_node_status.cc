@@ -16,6 +16,19 @@ WallTime wall_time(int64_t seconds) {
 
 Health LocalNode::health_of(const Entry& entry) const {
     const std::string& name = entry.record().name;
+    if (entry.claimer != nullptr) {
+        const std::string why = entry.claimer->why();
+        return {Light::yellow,
+                fmt::format("this node is taking it over{}{}", why.empty() ? "" : ": ", why),
+                "wait, or bring the nodes back that are named"};
+    }
+    if (entry.log != nullptr) {
+        replica::EnsembleStatus status = entry.log->status();
+        if (!status.why.empty() && entry.open != nullptr && !entry.open->faulted()) {
+            return {Light::yellow, fmt::format("its journal: {}", status.why),
+                    "peplos node ls names nodes that are away"};
+        }
+    }
     if (entry.open != nullptr) {
         if (auto fault = entry.open->faulted()) {
             return {Light::red, fault->message(), "peplos doctor"};
@@ -81,7 +94,7 @@ VolumeInfo LocalNode::info_of(const Entry& entry) const {
     info.spec.mode = record.mode ? int64_t{*record.mode} : -1;
     info.spec.labels = record.labels;
     info.created_at = wall_time(record.created_at_s);
-    info.host = node_.name;
+    info.host = is_elsewhere(entry) ? cluster_->name_of(record.owner) : node_.name;
     info.formatted = record.format_state == control::FormatState::formatted;
     info.state = entry.is_attached() ? "attached" : "available";
     info.used_bytes = entry.used_bytes_seen;
@@ -110,7 +123,7 @@ VolumeInfo LocalNode::info_of(const Entry& entry) const {
 Task<Result<VolumeInfo>> LocalNode::volume(std::string name) {
     CO_TRY_ASSIGN(auto pass, enter());
     want_fresh_sizes();
-    CO_TRY_ASSIGN(EntryPtr entry, find(name));
+    CO_TRY_ASSIGN(EntryPtr entry, co_await look_up(std::move(name)));
     co_return info_of(*entry);
 }
 
@@ -185,6 +198,10 @@ Task<Result<DeviceInfo>> LocalNode::add_device(std::string path, uint64_t create
     co_await devices_.open(record, background_);
     const DeviceSet::Member& member = *devices_.members().back();
     if (!member.is_usable()) co_return fail(Code::io_error, "{}", member.problem);
+    if (cluster_ != nullptr) {
+        member.resources->placement = cluster_.get();
+        cluster_->add_device(member);
+    }
     co_return devices_.info(member);
 }
 

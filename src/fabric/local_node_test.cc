@@ -1,118 +1,32 @@
 #include "fabric/local_node.h"
 
 #include <gtest/gtest.h>
-#include <set>
 
 #include "control/memory_store.h"
+#include "fabric/fake_host.h"
 #include "sim/world.h"
 
 namespace peplos::fabric {
 namespace {
 
-// A host that mounts nothing: it remembers what it was asked, and refuses when told.
-class FakeHost final : public Attachments {
+// Makes no room: all is full. Whoever waits for room is refused at its end.
+class FullBackground final : public volume::Background {
   public:
-    Task<Result<AttachInfo>> attach(AttachSpec spec, std::shared_ptr<volume::BlockDevice> device,
-                                    Formatted formatted) override {
-        while (slow.contains(spec.id))
-            co_await slow_done.wait();
-        if (refuse_attach) co_return fail(Code::unavailable, "the host refuses");
-        if (damaged) {
-            devices.try_emplace(spec.id, std::move(device));
-            unmounted.insert(spec.id);
-            co_return fail(Code::corrupt, "the file system needs repair");
-        }
-        if (devices.contains(spec.id)) {
-            unmounted.erase(spec.id);
-            co_return info_for(spec.id);
-        }
-        if (spec.blank) {
-            ++formats;
-            CO_TRY(co_await formatted(spec.id));
-        }
-        devices[spec.id] = std::move(device);
-        unmounted.erase(spec.id);
-        co_return info_for(spec.id);
-    }
-    // Like the real one: the host's own mount goes, then the kernel says who has another.
-    Task<Result<void>> detach(VolumeId id) override {
-        if (!devices.contains(id)) co_return fail(Code::not_found, "not attached");
-        if (busy) {
-            unmounted.insert(id);
-            co_return fail(Code::busy, "the kernel says that pid 7 uses it");
-        }
-        devices.erase(id);
-        outgrown.erase(id);
-        co_return Result<void>();
-    }
-    Task<Result<void>> detach_forced(VolumeId id) override {
-        devices.erase(id);
-        std::erase_if(left, [id](const Leftover& one) { return one.id == id; });
-        co_return Result<void>();
-    }
-    Task<Result<std::vector<VolumeId>>> find_surviving() override { co_return surviving; }
-    Task<Result<AttachInfo>> resume(AttachSpec spec,
-                                    std::shared_ptr<volume::BlockDevice> device) override {
-        devices[spec.id] = std::move(device);
-        co_return info_for(spec.id);
-    }
-    Task<Result<std::string>> grow(VolumeId id) override {
-        if (!grows_online) outgrown.insert(id);
-        co_return std::string(grows_online ? "grown online" : "at the next mount");
-    }
-    Task<Result<uint64_t>> trim(VolumeId id) override {
-        trimmed.push_back(id);
-        ++trims_running;
-        most_trims_running = std::max(most_trims_running, trims_running);
-        co_await runtime::yield();
-        --trims_running;
-        co_return uint64_t{0};
-    }
-    Result<AttachInfo> info(VolumeId id) const override {
-        if (!devices.contains(id)) return fail(Code::not_found, "not attached");
-        return info_for(id);
-    }
-    Task<std::vector<Leftover>> leftovers() override { co_return left; }
-    Task<Result<void>> mend_leftovers(VolumeId id) override {
-        std::erase_if(left, [id](const Leftover& one) { return one.id == id; });
-        co_return Result<void>();
-    }
-    Task<void> refresh() override {
-        ++refreshes;
+    explicit FullBackground(FakeHost& host) : host_(host) {}
+    void opened(volume::Volume&) override {}
+    Task<void> closing(volume::Volume&) override { co_return; }
+    void wants(volume::Volume&) override {}
+    Task<bool> make_room() override { co_return false; }
+    Task<void> stop() override {
+        ++stops;
+        host_.is_request_waiting = false;
+        host_.request_done.wake_all();
         co_return;
     }
-    std::vector<AttachInfo> list() const override { return {}; }
-    Task<void> pause_all() override {
-        devices.clear();
-        co_return;
-    }
-
-    std::map<VolumeId, std::shared_ptr<volume::BlockDevice>> devices;
-    std::vector<VolumeId> surviving;
-    std::set<VolumeId> unmounted;  // attached, but without a mount of ours
-    std::set<VolumeId> outgrown;   // their file systems are smaller than their devices
-    std::vector<Leftover> left;
-    std::set<VolumeId> slow;  // attaching these waits for slow_done
-    runtime::WaitList slow_done;
-    std::vector<VolumeId> trimmed;
-    int trims_running = 0;
-    int most_trims_running = 0;
-    int formats = 0;
-    int refreshes = 0;
-    bool damaged = false;
-    bool busy = false;
-    bool grows_online = true;
-    bool refuse_attach = false;
+    int stops = 0;
 
   private:
-    AttachInfo info_for(VolumeId id) const {
-        AttachInfo info;
-        info.id = id;
-        info.way = "fake";
-        info.grows_at_mount = outgrown.contains(id);
-        if (!unmounted.contains(id)) info.path = fmt::format("/mnt/{}/data", id);
-        return info;
-    }
+    FakeHost& host_;
 };
 
 struct Host {
@@ -168,6 +82,62 @@ class LocalNodeTest : public testing::Test {
     control::MemoryStore store;
     std::unique_ptr<Host> host;
 };
+
+// What waits for room that never comes is refused in the end; else the background outlives
+// requests.
+TEST_F(LocalNodeTest, StopsThoughARequestWaitsForRoomThatNeverComes) {
+    for (bool is_stuck : {true, false}) {
+        boot();
+        FullBackground background(host->fake);
+        host->node.set_background(&background);
+        host->fake.is_request_waiting = is_stuck;
+        Time before = world.env().clock.now();
+        shut_down();
+        EXPECT_EQ(background.stops, 1);
+        Duration took = world.env().clock.now() - before;
+        EXPECT_EQ(took >= std::chrono::seconds(1), is_stuck);
+        EXPECT_LT(took, std::chrono::seconds(20));
+    }
+}
+
+// What a removed volume has on a device that is missing goes when the device is back.
+TEST_F(LocalNodeTest, RemovesAVolumeWhileADeviceIsMissing) {
+    boot_with_device();
+    ASSERT_TRUE(world.run(host->node.add_device("/disk1", 512 * kMiB, "ssd")));
+    for (const char* name : {"a", "b"}) {
+        ASSERT_TRUE(create(name));
+        ASSERT_TRUE(mount(name, "c1"));
+        for (uint64_t i = 0; i < 60; ++i) {
+            Buffer data = Buffer::zeroed(kMiB);
+            ASSERT_TRUE(world.run(device_of(name).write(i * kMiB, std::move(data))));
+        }
+        ASSERT_TRUE(world.run(host->node.unmount(name, "c1")));
+        world.run_for(std::chrono::minutes(1));
+    }
+    auto used = [this] {
+        std::vector<uint64_t> out;
+        for (const DeviceInfo& device : world.run(host->node.status())->devices)
+            out.push_back(device.segment_bytes_total - device.segment_bytes_free);
+        return out;
+    };
+    for (uint64_t bytes : used())
+        ASSERT_NE(bytes, 0u);
+    shut_down();
+    world.disk("/disk1").add_fault(
+        {.operation = sim::DiskOperation::read, .effect = sim::DiskEffect::io_error});
+    boot();
+    for (const char* name : {"a", "b"})
+        std::ignore = world.run(host->node.remove_volume(name));
+    world.run_for(std::chrono::minutes(1));
+    shut_down();
+    world.disk("/disk1").clear_faults();
+    boot();
+    for (const char* name : {"a", "b"})
+        std::ignore = world.run(host->node.remove_volume(name));
+    world.run_for(std::chrono::minutes(1));
+    for (uint64_t bytes : used())
+        EXPECT_EQ(bytes, 0u);
+}
 
 TEST_F(LocalNodeTest, WithoutADeviceItSaysWhatToDo) {
     boot();

@@ -5,8 +5,6 @@
 namespace peplos::fabric {
 namespace {
 
-constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
-
 std::optional<uint32_t> given(int64_t value) {
     if (value < 0) return std::nullopt;
     return static_cast<uint32_t>(value);
@@ -25,7 +23,7 @@ control::VolumeRecord record_of(const VolumeSpec& spec, runtime::Env& env) {
     record.copies = spec.copies;
     record.sector_bytes = spec.sector_bytes;
     record.labels = spec.labels;
-    record.created_at_s = env.clock.wall_now().time_since_epoch().count() / kNanosecondsPerSecond;
+    record.created_at_s = unix_seconds(env.clock.wall_now());
     record.fs = std::string(name_of(spec.fs));
     record.mkfs_options = spec.mkfs_options;
     record.uid = given(spec.uid);
@@ -62,7 +60,7 @@ std::string difference(const control::VolumeRecord& has, const control::VolumeRe
 Task<Result<VolumeInfo>> LocalNode::create_volume(VolumeSpec spec) {
     CO_TRY_ASSIGN(auto pass, enter());
     CO_TRY_ASSIGN(spec, validated(std::move(spec)));
-    if (spec.copies != 1) {
+    if (spec.copies != 1 && cluster_ == nullptr) {
         co_return fail(Code::unsupported,
                        "copies={} needs as many nodes and this cluster has one; use copies=1",
                        spec.copies);
@@ -101,11 +99,10 @@ Task<Result<VolumeInfo>> LocalNode::create_new(VolumeSpec spec) {
     }
     // Without a device the volume could never be mounted: better say so now.
     CO_TRY(devices_.choose_home());
-    auto entry = std::make_shared<Entry>();
-    entry->stored.record = record_of(spec, env_);
-    CO_TRY_ASSIGN(control::Transaction transaction, control::volume_creation(entry->stored.record));
+    control::VolumeRecord record = record_of(spec, env_);
+    CO_TRY_ASSIGN(control::Transaction transaction, control::volume_creation(record));
     control::Store& store = store_;
-    VolumeId id = entry->record().id;
+    VolumeId id = record.id;
     auto happened = [&store, id]() -> Task<Result<bool>> {
         return [](control::Store& s, VolumeId volume) -> Task<Result<bool>> {
             Result<StoredVolume> stored = co_await read_volume(s, volume);
@@ -117,36 +114,20 @@ Task<Result<VolumeInfo>> LocalNode::create_new(VolumeSpec spec) {
     Result<void> created = co_await settle(store_, std::move(transaction), happened);
     if (!created && created.error().code() == Code::conflict) {
         // An earlier attempt has happened, although the store could not say so then.
-        CO_TRY_ASSIGN(EntryPtr found, co_await adopt(spec.name));
+        CO_TRY_ASSIGN(EntryPtr found, co_await look_up(spec.name));
         co_return co_await existing(std::move(spec), std::move(found));
     }
     CO_TRY(std::move(created));
-    CO_TRY_ASSIGN(entry->stored, co_await read_volume(store_, id));
-    names_[entry->record().name] = entry;
-    entries_[id] = entry;
+    CO_TRY_ASSIGN(StoredVolume stored, co_await read_volume(store_, id));
+    EntryPtr entry = take_up(std::move(stored));
     LOG_INFO("volume created volume={} name={} bytes={}", id, entry->record().name,
              entry->record().size_bytes);
     co_return info_of(*entry);
 }
 
-// Takes up a volume that the store has and this node does not know of.
-Task<Result<LocalNode::EntryPtr>> LocalNode::adopt(std::string name) {
-    CO_TRY_ASSIGN(std::optional<control::KeyValue> named,
-                  co_await store_.get(control::volume_name_key(name)));
-    if (!named)
-        co_return fail(Code::unavailable, "volume {:?} was removed meanwhile; repeat", name);
-    CO_TRY_ASSIGN(control::VolumeNameRecord holder,
-                  control::decode<control::VolumeNameRecord>(named->value));
-    auto entry = std::make_shared<Entry>();
-    CO_TRY_ASSIGN(entry->stored, co_await read_volume(store_, holder.id));
-    auto [position, is_new] = entries_.try_emplace(holder.id, entry);
-    if (is_new) names_[name] = entry;
-    co_return position->second;
-}
-
 Task<Result<void>> LocalNode::remove_volume(std::string name) {
     CO_TRY_ASSIGN(auto pass, enter());
-    CO_TRY_ASSIGN(EntryPtr entry, find(name));
+    CO_TRY_ASSIGN(EntryPtr entry, co_await look_up(std::move(name)));
     co_return co_await remove_entry(std::move(entry));
 }
 
@@ -172,8 +153,13 @@ Task<Result<void>> LocalNode::remove_entry(EntryPtr entry) {
         LOG_WARN("volume closed for its removal volume={} why=\"{}\"", entry->record().id,
                  closed.error().text());
     }
+    control::VolumeRecord record = entry->record();
+    control::Transaction also;
+    if (cluster_ != nullptr) CO_TRY(co_await prepare_deletion(*entry, record, also));
     CO_TRY_ASSIGN(control::Transaction deletion,
-                  control::volume_deletion(entry->record(), entry->stored.revision));
+                  control::volume_deletion(std::move(record), entry->stored.revision));
+    for (control::Operation& operation : also)
+        deletion.push_back(std::move(operation));
     control::Store& store = store_;
     VolumeId id = entry->record().id;
     auto happened = [&store, id]() -> Task<Result<bool>> {
@@ -187,9 +173,7 @@ Task<Result<void>> LocalNode::remove_entry(EntryPtr entry) {
         Error why = co_await look_again(*entry, std::move(deleted).error());
         if (entry->record().lifecycle != control::Lifecycle::deleting) co_return fail(why);
     }
-    entry->gone = true;
-    names_.erase(name);
-    entries_.erase(id);
+    forget(*entry);
     LOG_INFO("volume removed volume={} name={}", id, name);
     // From here on the user's wish is on record. Freeing the space is our own business.
     Result<StoredVolume> stored = co_await read_volume(store_, id);
@@ -203,12 +187,18 @@ Task<Result<void>> LocalNode::remove_entry(EntryPtr entry) {
 }
 
 Task<Result<void>> LocalNode::finish_deletion(StoredVolume stored) {
+    if (cluster_ != nullptr) co_return co_await finish_replicated_deletion(std::move(stored));
     VolumeId id = stored.record.id;
     if (!stored.record.ensemble.empty()) {
         // Segments may lie on every device; the log is on its home.
         CO_TRY_ASSIGN(DeviceSet::Member * home,
                       devices_.find(stored.record.ensemble.front().device));
         CO_TRY(co_await volume::Volume::destroy(*home->resources, id));
+        // Forgotten now, what lies on a device that is missing would take its space for ever.
+        if (const std::string& missing = devices_.space().missing(); !missing.empty()) {
+            co_return fail(Code::unavailable,
+                           "segments of it may be on {}, which is out of service", missing);
+        }
     }
     control::Transaction forget = control::volume_forgetting(id, stored.revision);
     forget.push_back(control::remove(control::mount_key(node_.id, id), std::nullopt));
@@ -226,6 +216,13 @@ Task<void> LocalNode::finish_deletion_later(StoredVolume stored) {
         co_await env_.clock.sleep_for(std::chrono::milliseconds(100));
         done = co_await finish_deletion(stored);
     }
+    // A node that is away comes back, or is declared lost.
+    while (cluster_ != nullptr && !done && !stopping_.is_set()) {
+        LOG_INFO("volume's space not freed yet volume={} why=\"{}\"", id, done.error().text());
+        for (int i = 0; i < 50 && !stopping_.is_set(); ++i)
+            co_await env_.clock.sleep_for(std::chrono::milliseconds(100));
+        if (!stopping_.is_set()) done = co_await finish_deletion(stored);
+    }
     if (!done) {
         LOG_WARN("volume's space not freed yet volume={} why=\"{}\" next=\"at the next start\"", id,
                  done.error().text());
@@ -234,7 +231,7 @@ Task<void> LocalNode::finish_deletion_later(StoredVolume stored) {
 
 Task<Result<std::string>> LocalNode::grow_volume(std::string name, uint64_t size_bytes) {
     CO_TRY_ASSIGN(auto pass, enter());
-    CO_TRY_ASSIGN(EntryPtr entry, find(name));
+    CO_TRY_ASSIGN(EntryPtr entry, co_await look_up(std::move(name)));
     co_return co_await grow_entry(std::move(entry), size_bytes);
 }
 

@@ -198,11 +198,9 @@ Result<VolumeSpec> validated(VolumeSpec spec) {
     TRY(check_name(spec.name));
     if (spec.size_bytes == 0) spec.size_bytes = limits::kVolumeBytesDefault;
     TRY(check_size(spec.size_bytes, spec.fs));
-    if (spec.copies != 1) {
-        return fail(Code::invalid_argument,
-                    "copies={} cannot be kept: this version stores one copy on one node; leave "
-                    "the option out or say copies=1",
-                    spec.copies);
+    if (spec.copies < 1 || spec.copies > limits::kEnsembleMembersMax) {
+        return fail(Code::invalid_argument, "copies={} cannot be kept: a volume has 1 to {} copies",
+                    spec.copies, limits::kEnsembleMembersMax);
     }
     if (spec.sector_bytes != 512 && spec.sector_bytes != 4096) {
         return fail(Code::invalid_argument, "sector size {} is not known: 512 or 4096 is allowed",

@@ -101,7 +101,7 @@ TEST(Validated, RefusesWhatCannotBeKept) {
         s.fs = FsType::xfs;
     }));
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.copies = 0; }));
-    EXPECT_TRUE(refused([](VolumeSpec& s) { s.copies = 3; }));
+    EXPECT_TRUE(refused([](VolumeSpec& s) { s.copies = 4; }));
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.sector_bytes = 1024; }));
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.mode = 010000; }));
     EXPECT_TRUE(refused([](VolumeSpec& s) { s.uid = -2; }));

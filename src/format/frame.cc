@@ -5,13 +5,14 @@
 namespace peplos::format {
 namespace {
 
-constexpr uint64_t kMagic = 0x454d415246504550;  // "PEPFRAME"
-constexpr uint16_t kVersion = 2;
-// One frame at a time was in flight: what came before a frame was settled.
+constexpr uint64_t kFrameMagic = 0x454d415246504550;  // "PEPFRAME"
+constexpr uint16_t kFrameVersion = 3;
+// Up to 2 witnesses said nothing of fences. In 1 one frame at a time was in flight: what came
+// before a frame was settled.
 constexpr uint16_t kVersionOneInFlight = 1;
 constexpr uint16_t kFlagWitnessesIncomplete = 1;
 
-struct Header {
+struct WireFrame {
     uint64_t magic;
     uint32_t header_crc;  // of this structure behind this field
     uint32_t area_crc;    // of the metadata area behind this structure
@@ -31,22 +32,28 @@ struct Header {
     uint64_t settled_sequence;
     uint8_t reserved_1[32];
 };
-static_assert(sizeof(Header) == kFrameHeaderBytes);
-static_assert(offsetof(Header, incarnation) == 24 && offsetof(Header, metadata_bytes) == 72 &&
-              offsetof(Header, settled_sequence) == 88);
-static_assert(std::has_unique_object_representations_v<Header>);
-constexpr size_t kHeaderCrcStart = offsetof(Header, area_crc);
+static_assert(sizeof(WireFrame) == kFrameHeaderBytes);
+static_assert(offsetof(WireFrame, incarnation) == 24 && offsetof(WireFrame, metadata_bytes) == 72 &&
+              offsetof(WireFrame, settled_sequence) == 88);
+static_assert(std::has_unique_object_representations_v<WireFrame>);
+struct WireWitness {
+    uint64_t volume;
+    uint64_t last_lsn;  // and kHadFence
+};
+static_assert(sizeof(WireWitness) == kFrameWitnessBytes);
+constexpr uint64_t kHadFence = uint64_t{1} << 63;  // no LSN gets there
+constexpr size_t kHeaderCrcStart = offsetof(WireFrame, area_crc);
 
-uint32_t header_crc(const Header& header) {
+uint32_t header_crc(const WireFrame& header) {
     return crc32c(bytes_of(header).subspan(kHeaderCrcStart));
 }
 
-Result<FrameHeader> checked(const Header& wire) {
-    if (wire.version != kVersion && wire.version != kVersionOneInFlight) {
+Result<FrameHeader> checked(const WireFrame& wire) {
+    if (wire.version < kVersionOneInFlight || wire.version > kFrameVersion) {
         return fail(Code::unsupported,
-                    "a journal frame of version {}: this build reads versions {} and {}; use a "
+                    "a journal frame of version {}: this build reads versions {} to {}; use a "
                     "newer one",
-                    wire.version, kVersionOneInFlight, kVersion);
+                    wire.version, kVersionOneInFlight, kFrameVersion);
     }
     FrameHeader out;
     out.incarnation = Incarnation(wire.incarnation);
@@ -85,9 +92,9 @@ void encode_frame(const FrameHeader& header, MutableBytes metadata) {
     CHECK(header.sequence != 0 && header.tail_sequence != 0);
     CHECK(header.tail_log_offset <= header.log_offset && header.tail_sequence <= header.sequence);
     CHECK(header.settled_sequence < header.sequence);
-    Header wire{};
-    wire.magic = kMagic;
-    wire.version = kVersion;
+    WireFrame wire{};
+    wire.magic = kFrameMagic;
+    wire.version = kFrameVersion;
     wire.flags = header.witnesses_are_complete ? 0 : kFlagWitnessesIncomplete;
     wire.record_count = header.record_count;
     wire.incarnation = header.incarnation.value;
@@ -100,19 +107,21 @@ void encode_frame(const FrameHeader& header, MutableBytes metadata) {
     wire.metadata_bytes = header.metadata_bytes;
     wire.payload_bytes = header.payload_bytes;
     wire.witness_count = static_cast<uint32_t>(header.witnesses.size());
-    if (!header.witnesses.empty()) {
-        std::memcpy(metadata.data() + sizeof(Header), header.witnesses.data(),
-                    header.witnesses.size() * sizeof(FrameWitness));
+    ByteWriter witnesses(metadata.subspan(sizeof(WireFrame)));
+    for (const FrameWitness& witness : header.witnesses) {
+        CHECK((witness.last_lsn.value & kHadFence) == 0);
+        witnesses.write(WireWitness{witness.volume.value,
+                                    witness.last_lsn.value | (witness.had_fence ? kHadFence : 0)});
     }
-    wire.area_crc = crc32c(Bytes(metadata).subspan(sizeof(Header)));
+    wire.area_crc = crc32c(Bytes(metadata).subspan(sizeof(WireFrame)));
     wire.header_crc = header_crc(wire);
     std::memcpy(metadata.data(), &wire, sizeof(wire));
 }
 
 Result<FrameHeader> decode_frame_header(Bytes block) {
     ByteReader reader(block);
-    auto wire = reader.read<Header>();
-    if (!reader.ok() || wire.magic != kMagic)
+    auto wire = reader.read<WireFrame>();
+    if (!reader.ok() || wire.magic != kFrameMagic)
         return fail(Code::corrupt, "not a journal frame: no magic");
     if (wire.header_crc != header_crc(wire))
         return fail(Code::corrupt, "a journal frame header whose checksum does not hold");
@@ -124,12 +133,14 @@ Result<FrameHeader> decode_frame(Bytes metadata) {
     if (header.metadata_bytes > metadata.size())
         return fail(Code::corrupt, "a journal frame that is cut off");
     ByteReader reader(metadata.first(header.metadata_bytes));
-    auto wire = reader.read<Header>();
-    if (wire.area_crc != crc32c(metadata.first(header.metadata_bytes).subspan(sizeof(Header))))
+    auto wire = reader.read<WireFrame>();
+    if (wire.area_crc != crc32c(metadata.first(header.metadata_bytes).subspan(sizeof(WireFrame))))
         return fail(Code::corrupt, "a journal frame whose metadata do not match their checksum");
     header.witnesses.reserve(wire.witness_count);
     for (uint32_t i = 0; i < wire.witness_count; ++i) {
-        header.witnesses.push_back(reader.read<FrameWitness>());
+        auto witness = reader.read<WireWitness>();
+        header.witnesses.push_back({VolumeId(witness.volume), Lsn(witness.last_lsn & ~kHadFence),
+                                    (witness.last_lsn & kHadFence) != 0});
     }
     CHECK(reader.ok(), "the smallest area holds the most witnesses");
     return header;
@@ -139,7 +150,7 @@ bool has_frame_magic(Bytes block) {
     uint64_t magic = 0;
     if (block.size() < sizeof(magic)) return false;
     std::memcpy(&magic, block.data(), sizeof(magic));
-    return magic == kMagic;
+    return magic == kFrameMagic;
 }
 
 }  // namespace peplos::format

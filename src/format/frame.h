@@ -13,19 +13,20 @@
 namespace peplos::format {
 
 // Which volumes had records in the frame before, and up to which LSN: if that frame is lost,
-// this says whose log has a hole at its end.
+// this says whose log has a hole at its end, and whose fence may be gone.
 struct FrameWitness {
     VolumeId volume;
     Lsn last_lsn;
+    bool had_fence = false;
     bool operator==(const FrameWitness&) const = default;
 };
-static_assert(sizeof(FrameWitness) == 16);
+inline constexpr uint32_t kFrameWitnessBytes = 16;
 
 inline constexpr uint32_t kFrameHeaderBytes = 128;
 inline constexpr uint32_t kFrameWitnessCountMax = 56;
 // What a frame's metadata area holds besides records, at most.
 inline constexpr uint32_t kFrameOverheadBytes =
-    kFrameHeaderBytes + kFrameWitnessCountMax * sizeof(FrameWitness);
+    kFrameHeaderBytes + kFrameWitnessCountMax * kFrameWitnessBytes;
 static_assert(kFrameOverheadBytes == 1024);
 // A metadata area and the payload behind it.
 inline constexpr uint32_t kFrameMetadataBytesMax = 256 * kKiB;
@@ -47,7 +48,7 @@ struct FrameHeader {
 
     uint64_t bytes() const { return uint64_t{metadata_bytes} + payload_bytes; }
     uint32_t records_offset() const {
-        return kFrameHeaderBytes + static_cast<uint32_t>(witnesses.size() * sizeof(FrameWitness));
+        return kFrameHeaderBytes + static_cast<uint32_t>(witnesses.size()) * kFrameWitnessBytes;
     }
 };
 

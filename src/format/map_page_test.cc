@@ -197,6 +197,124 @@ TEST(LeafPage, FieldsAreCheckedUnderAGoodCrc) {
     EXPECT_EQ(code(bad), Code::corrupt);
 }
 
+TEST(LeafPage, ExtentsAreCheckedToTheirBounds) {
+    std::array<LeafItem, kLeafEntryCount> out;
+    const auto code = [&](const Page& page) {
+        const auto count = decode_leaf(page.bytes, identity_of(PageKind::leaf, 12), page.slot, out);
+        return count.has_value() ? Code::busy : count.error().code();
+    };
+    const Page good = leaf_page(leaf_items(4, 3, false));
+    constexpr size_t kExtent = 64 + 16;  // the second
+    const auto with = [&](size_t offset, auto value) {
+        Page bad = good;
+        poke(bad, offset, value);
+        return code(bad);
+    };
+    EXPECT_EQ(code(good), Code::busy);
+    EXPECT_EQ(with(6, uint8_t{2}), Code::corrupt);             // the kind of another page
+    EXPECT_EQ(with(16, uint32_t{0}), Code::corrupt);           // no extents
+    EXPECT_EQ(with(16, uint32_t{1000}), Code::corrupt);        // more than the page holds
+    EXPECT_EQ(with(16, uint32_t{3}), Code::corrupt);           // CRCs of blocks that are not named
+    EXPECT_EQ(with(56, uint64_t{1}), Code::unsupported);       // a key
+    EXPECT_EQ(with(kExtent + 2, uint16_t{0}), Code::corrupt);  // an extent of no blocks
+    EXPECT_EQ(with(kExtent + 2, uint16_t{2}), Code::corrupt);  // of more than there are CRCs
+    EXPECT_EQ(with(kExtent + 4, uint32_t{1}), Code::corrupt);  // its reserved field
+    // Blocks behind the end of the largest segment.
+    const uint64_t last = limits::kSegmentBytesMax - kBlockBytes;
+    Page bad = good;
+    poke(bad, kExtent + 8, Place::block(3, last).bits);
+    EXPECT_EQ(code(bad), Code::busy);
+    poke<uint16_t>(bad, kExtent + 2, 2);
+    EXPECT_EQ(code(bad), Code::corrupt);
+}
+
+TEST(LeafPage, PlacesAreCheckedToTheLastBit) {
+    const uint64_t good = Place::block(3, 8192).bits;
+    ASSERT_TRUE(Place{good}.is_valid_as(PlaceKind::block));
+    EXPECT_FALSE(Place{good}.is_valid_as(PlaceKind::page));
+    EXPECT_FALSE(Place{good}.is_valid_as(PlaceKind::none));
+    EXPECT_FALSE(Place{good | uint64_t{1} << 58}.is_valid_as(PlaceKind::block));
+    EXPECT_FALSE(Place{good | uint64_t{1} << 50}.is_valid_as(PlaceKind::block));
+    EXPECT_FALSE(Place::make(PlaceKind::block, 3, 16, 7).is_valid_as(PlaceKind::block));
+    EXPECT_FALSE(Place::make(PlaceKind::page, 3, 16, 0).is_valid_as(PlaceKind::page));
+    const uint32_t end = limits::kSegmentBytesMax / kPlaceUnitBytes;
+    EXPECT_TRUE(Place::make(PlaceKind::page, 3, end - 5, 5).is_valid_as(PlaceKind::page));
+    EXPECT_FALSE(Place::make(PlaceKind::page, 3, end - 4, 5).is_valid_as(PlaceKind::page));
+}
+
+TEST(LeafPage, ALostExtentIsOneBlock) {
+    std::vector<LeafItem> items = leaf_items(2, 3, false);
+    items[1].entry = {Place::lost(), 0, 0};
+    Page page = leaf_page(items);
+    std::array<LeafItem, kLeafEntryCount> out;
+    const PageIdentity identity = identity_of(PageKind::leaf, 12);
+    ASSERT_TRUE(decode_leaf(page.bytes, identity, page.slot, out).has_value());
+    poke<uint16_t>(page, 64 + 16 + 2, 2);
+    EXPECT_EQ(decode_leaf(page.bytes, identity, page.slot, out).error().code(), Code::corrupt);
+    // Nothing but that one value is lost.
+    page = leaf_page(items);
+    poke(page, 64 + 16 + 8, Place::lost().bits | 1);
+    EXPECT_EQ(decode_leaf(page.bytes, identity, page.slot, out).error().code(), Code::corrupt);
+}
+
+TEST(LeafPage, AFullArraySaysHowManyBlocksItHas) {
+    std::array<LeafItem, kLeafEntryCount> out;
+    const PageIdentity identity = identity_of(PageKind::leaf, 12);
+    const Page good = leaf_page(leaf_items(1024, 1, true));
+    Page bad = good;
+    poke<uint32_t>(bad, 16, 1023);
+    EXPECT_EQ(decode_leaf(bad.bytes, identity, bad.slot, out).error().code(), Code::corrupt);
+    bad = good;
+    poke<uint32_t>(bad, 12, 64 + 16 * 1024 - 16);  // one entry short
+    EXPECT_EQ(decode_leaf(bad.bytes, identity, bad.slot, out).error().code(), Code::corrupt);
+    bad = good;
+    poke<uint32_t>(bad, 12, 20);  // not even its own header
+    const auto count = decode_leaf(bad.bytes, identity, bad.slot, out);
+    EXPECT_EQ(count.error().code(), Code::corrupt);
+}
+
+// A block whose place follows in its bits but not in its offset begins an extent of its own: the
+// offset runs over into the length.
+TEST(LeafPage, AnExtentEndsWhereTheOffsetDoes) {
+    const uint32_t last = kPlaceOffsetUnitsMax + 1 - kBlockUnits;
+    const Place first = Place::make(PlaceKind::block, 3, last, kBlockUnits);
+    const Place over{first.bits + (uint64_t{kBlockUnits} << 26)};
+    ASSERT_EQ(over.offset_units(), 0u);
+    const std::vector<LeafItem> items = {{4, {first, 1, 0}}, {5, {over, 2, 0}}};
+    const Page page = leaf_page(items);
+    uint32_t extents = 0;
+    std::memcpy(&extents, page.bytes.data() + 16, 4);
+    EXPECT_EQ(extents, 2u);
+}
+
+// Where no parent is known a page speaks for itself, and only as far as its CRC holds.
+TEST(AnyPage, SaysWhoItIs) {
+    Page page = leaf_page(leaf_items(4, 3, false));
+    std::vector<std::byte> bytes = page.bytes;
+    bytes.resize(bytes.size() + 512, std::byte{0xee});
+    auto outline = outline_page(bytes);
+    ASSERT_TRUE(outline.has_value()) << outline.error().text();
+    EXPECT_EQ(outline->identity, identity_of(PageKind::leaf, 12));
+    EXPECT_EQ(outline->crc, page.slot.crc);
+    EXPECT_EQ(outline->bytes, page.bytes.size());
+    const auto code = [](Bytes b) {
+        const auto verified = verify_page(b);
+        return verified.has_value() ? Code::busy : verified.error().code();
+    };
+    EXPECT_EQ(code(Bytes(bytes).first(63)), Code::corrupt);
+    EXPECT_EQ(code(Bytes(bytes).first(page.bytes.size() - 1)), Code::corrupt);
+    EXPECT_EQ(code(std::vector<std::byte>(64)), Code::not_found);
+    for (size_t field : {0, 8, 12}) {  // magic, crc, bytes: what is not all zero is no free place
+        std::vector<std::byte> rest(512);
+        rest[field] = std::byte{1};
+        EXPECT_EQ(code(rest), Code::corrupt) << field;
+    }
+    bytes[70] ^= std::byte{1};
+    EXPECT_EQ(outline_page(bytes).error().code(), Code::corrupt);
+    poke<uint32_t>(page, 12, 63);
+    EXPECT_EQ(code(page.bytes), Code::corrupt);
+}
+
 TEST(InteriorPage, RoundTripAndRefusals) {
     std::array<PageSlot, kInteriorSlotCount> slots{}, out;
     slots[0] = {Place::make(PlaceKind::page, 4, 16, 1), 11, 5};
@@ -219,6 +337,32 @@ TEST(InteriorPage, RoundTripAndRefusals) {
                   return encode_interior(identity, full, o, crc);
               }).bytes.size(),
               kPageBytesMax);
+}
+
+TEST(InteriorPage, ElementsAreWhatTheHeaderSays) {
+    std::array<PageSlot, kInteriorSlotCount> slots{}, out;
+    slots[0] = {Place::make(PlaceKind::page, 4, 16, 1), 11, 5};
+    const PageIdentity identity = identity_of(PageKind::interior, 2);
+    const Page page = make_page([&](MutableBytes o, uint32_t& crc) {
+        return encode_interior(identity, std::span(slots).first(2), o, crc);
+    });
+    const auto refused = [&](size_t offset, auto value) {
+        Page bad = page;
+        poke(bad, offset, value);
+        const auto decoded = decode_interior(bad.bytes, identity, bad.slot, out);
+        return decoded.has_value() ? Code::busy : decoded.error().code();
+    };
+    EXPECT_EQ(refused(7, uint8_t{2}), Code::unsupported);   // extents
+    EXPECT_EQ(refused(16, uint32_t{1025}), Code::corrupt);  // more than a page has
+    EXPECT_EQ(refused(16, uint32_t{1}), Code::corrupt);     // fewer than it has
+    // A page of more than a page; an empty slot that says something all the same.
+    EXPECT_EQ(refused(64, Place::make(PlaceKind::page, 4, 16, 34).bits), Code::corrupt);
+    EXPECT_EQ(refused(64 + 16 + 8, uint32_t{1}), Code::corrupt);
+    // None at all is an empty page.
+    const Page empty = make_page(
+        [&](MutableBytes o, uint32_t& crc) { return encode_interior(identity, {}, o, crc); });
+    ASSERT_TRUE(decode_interior(empty.bytes, identity, empty.slot, out).has_value());
+    EXPECT_EQ(out, (std::array<PageSlot, kInteriorSlotCount>{}));
 }
 
 SegmentEntry sample_entry(uint32_t sequence, SegmentKind kind = SegmentKind::data) {
@@ -257,6 +401,31 @@ TEST(SegmentsPage, RoundTripAndRefusals) {
     entries[3].kind = 77;
     page = make();
     EXPECT_FALSE(decode_segments(page.bytes, identity, page.slot, out));
+}
+
+TEST(SegmentsPage, EntriesAreCheckedToTheLastField) {
+    std::vector<SegmentEntry> out(kSegmentPageEntryCount);
+    const PageIdentity identity = identity_of(PageKind::segments, 7);
+    const auto refused = [&](auto change) {
+        std::vector<SegmentEntry> entries = {sample_entry(1)};
+        change(entries[0]);
+        const Page page = make_page([&](MutableBytes o, uint32_t& crc) {
+            return encode_segments(identity, entries, o, crc);
+        });
+        return !decode_segments(page.bytes, identity, page.slot, out).has_value();
+    };
+    using E = SegmentEntry;
+    EXPECT_FALSE(refused([](E&) {}));
+    EXPECT_FALSE(refused([](E& e) { e = {}; }));
+    EXPECT_TRUE(refused([](E& e) { e.state = SegmentState::none; }));  // unused, and says something
+    EXPECT_TRUE(refused([](E& e) { e.state = SegmentState(3); }));
+    EXPECT_TRUE(refused([](E& e) { e.id = {}; }));
+    EXPECT_TRUE(refused([](E& e) { e.kind = 0; }));
+    EXPECT_TRUE(refused([](E& e) { e.lifetime_class = kSegmentClassCount; }));
+    EXPECT_TRUE(refused([](E& e) { e.media_class = 1; }));
+    EXPECT_TRUE(refused([](E& e) { e.ec_data = 4; }));
+    EXPECT_TRUE(refused([](E& e) { e.ec_parity = 2; }));
+    EXPECT_TRUE(refused([](E& e) { e.reserved[5] = 1; }));
 }
 
 struct Root {
@@ -317,6 +486,57 @@ TEST(RootPage, FieldsAreCheckedUnderAGoodCrc) {
     EXPECT_TRUE(refused([](RootPage& r) { r.interiors[0].slot = {}; }));
     EXPECT_TRUE(refused([](RootPage& r) { r.map_segments[0].entry.kind = 1; }));
     EXPECT_TRUE(refused([](RootPage& r) { r.map_segments[0].segment_index = 1 << 26; }));
+}
+
+TEST(RootPage, ChildrenAndSegmentsAreCheckedToTheLastField) {
+    const PageIdentity identity = identity_of(PageKind::root, 0);
+    const auto refused = [&](auto change) {
+        Root r = sample_root();
+        change(r.root);
+        r.bytes.resize(root_page_bytes(r.root));
+        encode_root(identity, r.root, r.bytes, r.ref.crc);
+        return !decode_root(r.bytes, identity, r.ref).has_value();
+    };
+    using P = RootPage;
+    EXPECT_TRUE(refused([](P& r) { r.interiors[0].reserved = 1; }));
+    EXPECT_TRUE(refused([](P& r) { r.interiors[0].slot.place = Place::block(4, 8192); }));
+    EXPECT_TRUE(refused([](P& r) { r.segment_pages[0].key = 1 << 18; }));
+    EXPECT_TRUE(refused([](P& r) { r.map_segments.push_back(r.map_segments[0]); }));
+    EXPECT_TRUE(refused([](P& r) { r.map_segments[0].reserved = 1; }));
+    EXPECT_TRUE(refused([](P& r) { r.map_segments[0].entry = {}; }));
+    EXPECT_TRUE(refused([](P& r) { r.map_segments[0].entry.ec_data = 1; }));
+    EXPECT_TRUE(refused([](P& r) {
+        r.mapped_count = 1;
+        r.orphan_count_max = UINT64_MAX;
+    }));
+}
+
+// Bytes of the page, under a CRC that holds and that the reference names.
+TEST(RootPage, WhatLiesOrBelongsToALaterFormatIsRefused) {
+    const PageIdentity identity = identity_of(PageKind::root, 0);
+    const auto code = [&](size_t offset, auto value) {
+        const Root r = sample_root();
+        Page page{r.bytes, {}};
+        poke(page, offset, value);
+        RootRef ref = r.ref;
+        ref.crc = page.slot.crc;
+        const auto root = decode_root(page.bytes, identity, ref);
+        return root.has_value() ? Code::busy : root.error().code();
+    };
+    constexpr size_t kRaw = 64;
+    EXPECT_EQ(code(kRaw, uint64_t{1}), Code::busy);
+    EXPECT_EQ(code(7, uint8_t{2}), Code::corrupt);           // encoding
+    EXPECT_EQ(code(52, uint32_t{2}), Code::corrupt);         // the sequence's high half
+    EXPECT_EQ(code(12, uint32_t{100}), Code::corrupt);       // not the whole root
+    EXPECT_EQ(code(kRaw + 32, uint32_t{3}), Code::corrupt);  // more children than there are
+    EXPECT_EQ(code(kRaw + 32, UINT32_MAX), Code::corrupt);
+    EXPECT_EQ(code(kRaw + 44, uint32_t{1}), Code::unsupported);  // a birth interval
+    EXPECT_EQ(code(kRaw + 48, uint64_t{1}), Code::unsupported);  // a clone's parent
+    EXPECT_EQ(code(kRaw + 72, uint64_t{1}), Code::unsupported);  // a deadlist
+    EXPECT_EQ(code(kRaw + 88, uint64_t{1}), Code::unsupported);  // lost blocks in version 1
+    EXPECT_EQ(code(kRaw + 96, uint64_t{1}), Code::unsupported);  // orphans
+    const std::vector<std::byte> large(kRootBytesMax + kPlaceUnitBytes);
+    EXPECT_EQ(decode_root(large, identity, sample_root().ref).error().code(), Code::corrupt);
 }
 
 }  // namespace

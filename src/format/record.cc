@@ -8,12 +8,14 @@
 namespace peplos::format {
 namespace {
 
-constexpr uint32_t kMagic = 0x43455250;  // "PREC"
-constexpr uint16_t kVersion = 2;
+constexpr uint32_t kRecordMagic = 0x43455250;  // "PREC"
+constexpr uint16_t kRecordVersion = 3;
+// Before members of ensembles: no open numbers, and fences said nothing of claims.
+constexpr uint16_t kVersionAlone = 2;
 // Before settled_lsn: payloads were durable before their references took an LSN.
 constexpr uint16_t kVersionSerial = 1;
 
-struct Header {
+struct RecordHeader {
     uint32_t magic;
     uint32_t crc;  // of everything behind this field, encoded_bytes in all
     uint16_t version;
@@ -36,13 +38,15 @@ struct Header {
     uint32_t payload_blocks;
     uint8_t tag[16];
     uint64_t settled_lsn;
-    uint8_t reserved[16];
+    uint64_t open_number;
+    uint8_t reserved[8];
 };
-static_assert(sizeof(Header) == kRecordHeaderBytes);
-static_assert(offsetof(Header, settled_lsn) == 136);
-static_assert(offsetof(Header, volume) == 16 && offsetof(Header, lba) == 72);
-static_assert(offsetof(Header, key_id) == 96 && offsetof(Header, tag) == 120);
-constexpr size_t kCrcStart = offsetof(Header, version);
+static_assert(sizeof(RecordHeader) == kRecordHeaderBytes);
+static_assert(offsetof(RecordHeader, settled_lsn) == 136 &&
+              offsetof(RecordHeader, open_number) == 144);
+static_assert(offsetof(RecordHeader, volume) == 16 && offsetof(RecordHeader, lba) == 72);
+static_assert(offsetof(RecordHeader, key_id) == 96 && offsetof(RecordHeader, tag) == 120);
+constexpr size_t kRecordCrcStart = offsetof(RecordHeader, version);
 
 struct WireSegment {
     SegmentId id;
@@ -74,6 +78,26 @@ struct WireCounts {
     uint32_t segment_count;
     uint32_t zero_count;
 };
+
+struct WireClaim {
+    uint64_t owner;
+    uint64_t epoch;
+    uint64_t token;
+};
+// Behind the tokens of a fence; behind it the spans.
+struct WireMember {
+    uint64_t number;
+    WireClaim fence;
+    WireClaim opened_by;
+    uint64_t version;
+    uint64_t drained_lsn;
+    uint64_t meta_lsn;
+    uint32_t span_count;
+    uint32_t reserved;
+};
+static_assert(sizeof(WireMember) == 88 && sizeof(LogSpan) == 24);
+static_assert(std::has_unique_object_representations_v<WireMember>);
+constexpr uint64_t kFenceTokensBytes = 16;
 
 bool is_known(uint8_t type) {
     switch (static_cast<RecordType>(type)) {
@@ -121,8 +145,9 @@ uint64_t bytes_of_body(const ResizeBody&) {
 uint64_t bytes_of_body(const DeleteIntentBody& body) {
     return 8 + body.segments.size() * sizeof(SegmentId);
 }
-uint64_t bytes_of_body(const FenceBody&) {
-    return 16;
+uint64_t bytes_of_body(const FenceBody& body) {
+    if (!body.member) return kFenceTokensBytes;
+    return kFenceTokensBytes + sizeof(WireMember) + body.member->spans.size() * sizeof(LogSpan);
 }
 uint64_t bytes_of_body(const DamageBody&) {
     return 16;
@@ -186,9 +211,19 @@ void put_body(ByteWriter& out, const DeleteIntentBody& body) {
     for (const SegmentId& id : body.segments)
         out.write(id);
 }
+WireClaim wire_of(const ClaimBody& claim) {
+    return {claim.owner.value, claim.epoch.value, claim.token.value};
+}
 void put_body(ByteWriter& out, const FenceBody& body) {
     out.write(body.token.value);
     out.write(body.recorded_token.value);
+    if (!body.member) return;
+    const MemberBody& member = *body.member;
+    out.write(WireMember{member.number, wire_of(member.fence), wire_of(member.opened_by),
+                         member.version, member.drained_lsn.value, member.meta_lsn.value,
+                         static_cast<uint32_t>(member.spans.size()), 0});
+    for (const LogSpan& span : member.spans)
+        out.write(span);
 }
 void put_body(ByteWriter& out, const DamageBody& body) {
     out.write(body.last_lsn.value);
@@ -271,6 +306,32 @@ RootBody take_root(ByteReader& in) {
     return body;
 }
 
+ClaimBody claim_of(const WireClaim& wire) {
+    return {NodeId(wire.owner), Epoch(wire.epoch), OpenToken(wire.token)};
+}
+
+FenceBody take_fence(ByteReader& in) {
+    FenceBody body;
+    body.token = OpenToken(in.read<uint64_t>());
+    body.recorded_token = OpenToken(in.read<uint64_t>());
+    if (in.remaining() == 0) return body;
+    auto wire = in.read<WireMember>();
+    MemberBody& member = body.member.emplace();
+    member.number = wire.number;
+    member.fence = claim_of(wire.fence);
+    member.opened_by = claim_of(wire.opened_by);
+    member.version = wire.version;
+    member.drained_lsn = Lsn(wire.drained_lsn);
+    member.meta_lsn = Lsn(wire.meta_lsn);
+    if (!in.ok() || wire.span_count > in.remaining() / sizeof(LogSpan)) {
+        in.take(in.remaining() + 1);
+        return body;
+    }
+    for (uint32_t i = 0; i < wire.span_count; ++i)
+        member.spans.push_back(in.read<LogSpan>());
+    return body;
+}
+
 RecordBody take_body(ByteReader& in, RecordType type) {
     switch (type) {
         case RecordType::write:
@@ -296,10 +357,8 @@ RecordBody take_body(ByteReader& in, RecordType type) {
             return take_delete_intent(in);
         case RecordType::root:
             return take_root(in);
-        case RecordType::fence: {
-            OpenToken token(in.read<uint64_t>());
-            return FenceBody{token, OpenToken(in.read<uint64_t>())};
-        }
+        case RecordType::fence:
+            return take_fence(in);
         case RecordType::damage: {
             Lsn last(in.read<uint64_t>());
             return DamageBody{last, in.read<uint64_t>()};
@@ -343,6 +402,18 @@ bool body_fits_type(const Record& record) {
     return false;
 }
 
+// Ascending, apart from each other, and limits that never go back.
+bool are_in_order(const std::vector<LogSpan>& spans) {
+    LogSpan before;
+    for (const LogSpan& span : spans) {
+        bool is_behind = span.first_open > before.last_open || &span == &spans.front();
+        if (!is_behind || span.last_open < span.first_open || span.limit_lsn < before.limit_lsn)
+            return false;
+        before = span;
+    }
+    return true;
+}
+
 constexpr uint64_t kLbaEnd = limits::kVolumeBytesMax / kBlockBytes;
 
 // What is wrong with the record's fields, or null.
@@ -368,6 +439,10 @@ const char* fault_of(const Record& record) {
         return "a settled LSN that is still to come";
     if (const auto* settle = std::get_if<SettleBody>(&record.body)) {
         if (!std::ranges::is_sorted(settle->voided)) return "LSNs out of order";
+    }
+    if (const auto* fence = std::get_if<FenceBody>(&record.body); fence && fence->member) {
+        if (fence->member->spans.size() > kLogSpanCountMax) return "too many spans";
+        if (!are_in_order(fence->member->spans)) return "spans out of order";
     }
     return nullptr;
 }
@@ -447,9 +522,9 @@ void encode_record(const Record& record, MutableBytes out) {
     CHECK(fault_of(record) == nullptr, "a {} record of volume {} at LSN {} has {} ({})",
           name_of(record.type), record.volume, record.lsn, fault_of(record), record.settled_lsn);
     CHECK(out.size() == encoded_bytes(record));
-    Header header{};
-    header.magic = kMagic;
-    header.version = kVersion;
+    RecordHeader header{};
+    header.magic = kRecordMagic;
+    header.version = kRecordVersion;
     header.type = static_cast<uint8_t>(record.type);
     header.encoded_bytes = static_cast<uint32_t>(out.size());
     header.volume = record.volume.value;
@@ -460,6 +535,7 @@ void encode_record(const Record& record, MutableBytes out) {
     header.prev_meta_lsn = record.prev_meta_lsn.value;
     header.root_lsn = record.root_lsn.value;
     header.settled_lsn = record.settled_lsn.value;
+    header.open_number = record.open_number;
     header.lba = record.lba.value;
     header.block_count = record.block_count;
     header.crc_count = static_cast<uint32_t>(record.crcs.size());
@@ -472,32 +548,32 @@ void encode_record(const Record& record, MutableBytes out) {
     std::visit([&writer](const auto& body) { put_body(writer, body); }, record.body);
     CHECK(round_up(writer.offset(), kRecordAlignment) == out.size());
     writer.zero_to(out.size());
-    uint32_t crc = crc32c(Bytes(out).subspan(kCrcStart));
-    std::memcpy(out.data() + offsetof(Header, crc), &crc, sizeof(crc));
+    uint32_t crc = crc32c(Bytes(out).subspan(kRecordCrcStart));
+    std::memcpy(out.data() + offsetof(RecordHeader, crc), &crc, sizeof(crc));
 }
 
 Result<DecodedRecord> decode_record(Bytes bytes) {
     ByteReader reader(bytes);
-    auto header = reader.read<Header>();
-    if (!reader.ok() || header.magic != kMagic)
+    auto header = reader.read<RecordHeader>();
+    if (!reader.ok() || header.magic != kRecordMagic)
         return fail(Code::corrupt, "not a journal record: no magic");
     // Bounded here, believed below once the checksum holds.
-    if (header.encoded_bytes < sizeof(Header) || header.encoded_bytes > bytes.size() ||
+    if (header.encoded_bytes < sizeof(RecordHeader) || header.encoded_bytes > bytes.size() ||
         header.encoded_bytes % kRecordAlignment != 0) {
         return fail(Code::corrupt, "a journal record with an impossible length of {} bytes",
                     header.encoded_bytes);
     }
-    if (crc32c(bytes.first(header.encoded_bytes).subspan(kCrcStart)) != header.crc)
+    if (crc32c(bytes.first(header.encoded_bytes).subspan(kRecordCrcStart)) != header.crc)
         return fail(Code::corrupt, "a journal record whose checksum does not hold");
-    bool is_known_version = header.version == kVersion || header.version == kVersionSerial;
+    bool is_known_version = header.version >= kVersionSerial && header.version <= kRecordVersion;
     if (!is_known_version || !is_known(header.type) || header.codec != 0 || header.key_id != 0) {
         return fail(Code::unsupported,
                     "a journal record of version {}, type {}, codec {}, key {:016x}: this build "
                     "reads versions up to {} without codecs and keys; use a newer one",
-                    header.version, header.type, header.codec, header.key_id, kVersion);
+                    header.version, header.type, header.codec, header.key_id, kRecordVersion);
     }
     uint64_t behind = uint64_t{header.crc_count} * sizeof(uint32_t) + header.body_bytes;
-    if (round_up(sizeof(Header) + behind, kRecordAlignment) != header.encoded_bytes)
+    if (round_up(sizeof(RecordHeader) + behind, kRecordAlignment) != header.encoded_bytes)
         return fail(Code::corrupt, "a journal record whose parts do not add up to its length");
 
     DecodedRecord out;
@@ -511,7 +587,8 @@ Result<DecodedRecord> decode_record(Bytes bytes) {
     record.prev_data_lsn = Lsn(header.prev_data_lsn);
     record.prev_meta_lsn = Lsn(header.prev_meta_lsn);
     record.root_lsn = Lsn(header.root_lsn);
-    record.settled_lsn = Lsn(header.version == kVersion ? header.settled_lsn : header.lsn);
+    record.settled_lsn = Lsn(header.version == kVersionSerial ? header.lsn : header.settled_lsn);
+    if (header.version > kVersionAlone) record.open_number = header.open_number;
     record.lba = Lba(header.lba);
     record.block_count = header.block_count;
     record.crcs.resize(header.crc_count);

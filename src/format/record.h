@@ -1,6 +1,7 @@
 #pragma once
 
 #include <boost/container/small_vector.hpp>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -107,11 +108,41 @@ struct DeleteIntentBody {
     std::vector<SegmentId> segments;
     bool operator==(const DeleteIntentBody&) const = default;
 };
+// Who claimed a volume; the token tells two claims of one epoch apart.
+struct ClaimBody {
+    NodeId owner;
+    Epoch epoch;
+    OpenToken token;
+    bool operator==(const ClaimBody&) const = default;
+};
+// The records that a member took under its opens first_open .. last_open (Record::open_number), up
+// to limit_lsn: these are part of its log.
+struct LogSpan {
+    uint64_t first_open = 0;
+    uint64_t last_open = 0;
+    Lsn limit_lsn;
+    bool operator==(const LogSpan&) const = default;
+};
+// What a member of an ensemble knows of its log beside the records (replica/member_log.h). The
+// spans ascend; records of opens that none of them names, or above its limit, are not the log's.
+struct MemberBody {
+    uint64_t number = 0;  // of such records of this log: the highest is the newest
+    ClaimBody fence;
+    ClaimBody opened_by;
+    uint64_t version = 0;
+    // Data up to here and meta records up to there are gone from this log, because an acknowledged
+    // seal or root made them needless.
+    Lsn drained_lsn;
+    Lsn meta_lsn;
+    std::vector<LogSpan> spans;
+    bool operator==(const MemberBody&) const = default;
+};
 // `token` is the log's right from here on; `recorded_token` is the one that the control store knew
 // when the log was opened: either proves this log complete (a crash may fall between the two).
 struct FenceBody {
     OpenToken token;
     OpenToken recorded_token;
+    std::optional<MemberBody> member;  // none: the log of a volume with this copy only
     bool operator==(const FenceBody&) const = default;
 };
 // A record of the volume, up to `last_lsn`, was lost on this device at this ring offset.
@@ -142,6 +173,9 @@ struct Record {
     // written at the same time; so above this a payload that does not match is a torn write that
     // nobody was told of, at or below it is damage.
     Lsn settled_lsn;
+    // Under which of its opens the member that holds this copy took it, from 1; 0: it was never
+    // opened as a member. Each member counts for itself: it is no part of what the owner says.
+    uint64_t open_number = 0;
     Lba lba;
     uint64_t block_count = 0;
     BlockCrcs crcs;   // write, write_ref: CRC32C of each block of the extent
@@ -165,6 +199,7 @@ inline constexpr uint32_t kSealBodyFixedBytes = 16;
 inline constexpr uint32_t kSealedSegmentBytes = 40;
 inline constexpr uint32_t kZeroExtentBytes = 16;
 inline constexpr uint32_t kVoidedLsnCountMax = (limits::kRecordBodyBytesMax - 8) / 8;
+inline constexpr uint32_t kLogSpanCountMax = 256;
 
 // Bytes of the encoding without the payload, a multiple of kRecordAlignment.
 uint32_t encoded_bytes(const Record& record);

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
 
 namespace peplos::format {
 
@@ -15,6 +14,5 @@ enum class SegmentKind : uint8_t {
 constexpr bool is_segment_kind(uint8_t value) {
     return value >= 1 && value <= 4;
 }
-std::string_view name_of(SegmentKind kind);
 
 }  // namespace peplos::format

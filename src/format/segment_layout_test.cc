@@ -26,7 +26,7 @@ struct Sample {
     std::vector<std::byte> index;
 };
 
-Sample sample(uint32_t count = 5) {
+Sample sample_layout(uint32_t count = 5) {
     Sample s;
     for (uint32_t i = 0; i < count; ++i) {
         SegmentIndexEntry entry;
@@ -49,7 +49,7 @@ Sample sample(uint32_t count = 5) {
 }
 
 TEST(SegmentLayout, RoundTrip) {
-    const Sample s = sample();
+    const Sample s = sample_layout();
     EXPECT_EQ(*decode_segment_header(s.front), sample_header());
     const auto footer = decode_segment_front(s.front, s.footer.header.id);
     ASSERT_TRUE(footer.has_value() && footer->has_value());
@@ -70,7 +70,7 @@ TEST(SegmentLayout, CapacityFitsTheRun) {
 }
 
 TEST(SegmentLayout, NeverSealedIsNotCorrupt) {
-    Sample s = sample();
+    Sample s = sample_layout();
     std::fill(s.front.begin() + kSegmentFooterOffset, s.front.end(), std::byte{0});
     EXPECT_EQ(decode_segment_front(s.front, s.footer.header.id).value(), std::nullopt);
     // The footer of the segment that had the place before.
@@ -81,7 +81,7 @@ TEST(SegmentLayout, NeverSealedIsNotCorrupt) {
 }
 
 TEST(SegmentLayout, EveryFlippedByteIsFound) {
-    const Sample s = sample();
+    const Sample s = sample_layout();
     for (size_t i = 0; i < s.front.size(); ++i) {
         std::vector<std::byte> front = s.front;
         front[i] ^= std::byte{0x40};
@@ -107,7 +107,7 @@ TEST(SegmentLayout, EveryFlippedByteIsFound) {
 // A checksum that holds does not make a field true.
 TEST(SegmentLayout, FieldsAreCheckedUnderAGoodCrc) {
     const auto refused = [](auto change) {
-        Sample s = sample();
+        Sample s = sample_layout();
         change(s.entries[2]);
         s.footer.index_crc = crc32c(std::as_bytes(std::span(s.entries)));
         std::memcpy(s.index.data(), s.entries.data(), 5 * sizeof(SegmentIndexEntry));
@@ -129,7 +129,7 @@ TEST(SegmentLayout, FieldsAreCheckedUnderAGoodCrc) {
 }
 
 TEST(SegmentLayout, AnUnknownVersionIsRefused) {
-    Sample s = sample();
+    Sample s = sample_layout();
     const uint16_t version = 2;
     std::memcpy(s.front.data() + 12, &version, 2);
     const uint32_t zero = 0;
@@ -137,6 +137,110 @@ TEST(SegmentLayout, AnUnknownVersionIsRefused) {
     const uint32_t crc = crc32c(Bytes(s.front).first(kBlockBytes));
     std::memcpy(s.front.data() + 8, &crc, 4);
     EXPECT_EQ(decode_segment_header(s.front).error().code(), Code::unsupported);
+}
+
+// Rewrites the CRC of the block at `offset` after a change to it.
+void reseal(Sample& s, size_t offset) {
+    const std::span block = std::span(s.front).subspan(offset, kBlockBytes);
+    uint32_t crc = 0;
+    std::memcpy(block.data() + 8, &crc, 4);
+    crc = crc32c(block);
+    std::memcpy(block.data() + 8, &crc, 4);
+}
+constexpr size_t kIdentity = 16;  // of header and footer
+
+TEST(SegmentLayout, AnIdentityThatIsNoneOrUnknownIsRefused) {
+    const auto refused = [](size_t field, auto value) {
+        Sample s = sample_layout();
+        std::memcpy(s.front.data() + kIdentity + field, &value, sizeof(value));
+        reseal(s, 0);
+        const auto header = decode_segment_header(s.front);
+        return header.has_value() ? Code::busy : header.error().code();
+    };
+    EXPECT_EQ(refused(0, uint64_t{0}), Code::corrupt);      // writer
+    EXPECT_EQ(refused(16, uint64_t{0}), Code::corrupt);     // volume
+    EXPECT_EQ(refused(24, uint64_t{0}), Code::corrupt);     // lineage
+    EXPECT_EQ(refused(40, uint8_t{0}), Code::unsupported);  // kind
+    EXPECT_EQ(refused(40, uint8_t{5}), Code::unsupported);  //
+    EXPECT_EQ(refused(41, kSegmentClassCount), Code::unsupported);
+    EXPECT_EQ(refused(42, uint8_t{1}), Code::unsupported);   // codec
+    EXPECT_EQ(refused(44, uint8_t{4}), Code::unsupported);   // data units of a coded segment
+    EXPECT_EQ(refused(45, uint8_t{2}), Code::unsupported);   // its parity units
+    EXPECT_EQ(refused(48, uint64_t{9}), Code::unsupported);  // key
+}
+
+TEST(SegmentLayout, AFooterThatContradictsItselfIsRefused) {
+    const auto refused = [](size_t field, auto value) {
+        Sample s = sample_layout();
+        std::memcpy(s.front.data() + kSegmentFooterOffset + field, &value, sizeof(value));
+        reseal(s, kSegmentFooterOffset);
+        const auto footer = decode_segment_front(s.front, s.footer.header.id);
+        EXPECT_FALSE(footer.has_value()) << field;
+        return footer.has_value() ? Code::busy : footer.error().code();
+    };
+    EXPECT_EQ(refused(kIdentity + 42, uint8_t{1}), Code::unsupported);  // codec
+    EXPECT_EQ(refused(104, uint64_t{15}), Code::corrupt);               // lsn_min above lsn_max
+    EXPECT_EQ(refused(120, uint32_t{1}), Code::corrupt);                // birth_min
+    EXPECT_EQ(refused(128, kSegmentEntryCountMax + 1), Code::corrupt);
+    EXPECT_EQ(refused(136, limits::kSegmentBytesMax + kBlockBytes), Code::corrupt);  // data_bytes
+    EXPECT_EQ(refused(136, uint64_t{5} * kBlockBytes + 512), Code::corrupt);
+    EXPECT_EQ(refused(144, uint64_t{4096}), Code::corrupt);  // index_offset
+    // Data that fit, with an index that no segment has room for behind them.
+    Sample s = sample_layout();
+    const uint64_t data = limits::kSegmentBytesMax - kSegmentDataOffset;
+    const uint64_t index = kSegmentDataOffset + data;
+    std::memcpy(s.front.data() + kSegmentFooterOffset + 136, &data, 8);
+    std::memcpy(s.front.data() + kSegmentFooterOffset + 144, &index, 8);
+    reseal(s, kSegmentFooterOffset);
+    EXPECT_EQ(decode_segment_front(s.front, s.footer.header.id).error().code(), Code::corrupt);
+}
+
+TEST(SegmentLayout, AHeaderOfAnotherSegmentOrUnlikeItsFooterIsRefused) {
+    Sample s = sample_layout();
+    SegmentId other = s.footer.header.id;
+    ++other.sequence;
+    auto front = decode_segment_front(s.front, other);
+    ASSERT_FALSE(front.has_value());
+    EXPECT_THAT(front.error().message(), ::testing::HasSubstr("the header says"));
+    SegmentFooter unlike = s.footer;
+    unlike.header.lifetime_class = 3;
+    encode_segment_footer(unlike, std::span(s.front).subspan(kSegmentFooterOffset));
+    front = decode_segment_front(s.front, s.footer.header.id);
+    ASSERT_FALSE(front.has_value());
+    EXPECT_THAT(front.error().message(), ::testing::HasSubstr("header and footer"));
+}
+
+TEST(SegmentLayout, EntriesAreCheckedToTheirBounds) {
+    const auto refused = [](auto change) {
+        Sample s = sample_layout();
+        change(s);
+        s.footer.index_crc = crc32c(std::as_bytes(std::span(s.entries)));
+        std::memcpy(s.index.data(), s.entries.data(), 5 * sizeof(SegmentIndexEntry));
+        const auto entries = decode_segment_index(s.footer, s.index);
+        return entries.has_value() ? Code::busy : entries.error().code();
+    };
+    EXPECT_EQ(refused([](Sample&) {}), Code::busy);
+    EXPECT_EQ(refused([](Sample& s) { s.entries[2].block_in_chunk = 1; }), Code::corrupt);
+    EXPECT_EQ(refused([](Sample& s) { s.entries[2].offset_units += 1; }), Code::corrupt);
+    EXPECT_EQ(refused([](Sample& s) { s.footer.lsn_min = Lsn(11); }), Code::corrupt);
+    EXPECT_EQ(refused([](Sample& s) { s.footer.birth_min = s.footer.birth_max = 1; }),
+              Code::corrupt);
+    EXPECT_EQ(refused([](Sample& s) { std::swap(s.entries[1], s.entries[2]); }), Code::corrupt);
+    Sample s = sample_layout();
+    s.footer.entry_count = kSegmentEntryCountMax + 1;
+    EXPECT_EQ(decode_segment_index(s.footer, s.index).error().code(), Code::corrupt);
+}
+
+TEST(SegmentLayout, AMapSegmentHasNoIndex) {
+    Sample s = sample_layout(1);
+    s.footer.header.kind = SegmentKind::map;
+    s.footer.entry_count = 0;
+    s.footer.index_crc = encode_segment_index({}, s.index);
+    const auto entries = decode_segment_index(s.footer, {});
+    ASSERT_TRUE(entries.has_value()) << entries.error().text();
+    EXPECT_TRUE(entries->empty());
+    s.footer.index_crc = 1;
+    EXPECT_EQ(decode_segment_index(s.footer, {}).error().code(), Code::corrupt);
 }
 
 }  // namespace

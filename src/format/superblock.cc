@@ -6,15 +6,15 @@
 namespace peplos::format {
 namespace {
 
-constexpr uint64_t kMagic = 0x4b4c42534f4c5050;  // "PPLOSBLK"
-constexpr uint16_t kVersion = 1;
+constexpr uint64_t kSuperblockMagic = 0x4b4c42534f4c5050;  // "PPLOSBLK"
+constexpr uint16_t kSuperblockVersion = 1;
 
 struct WireRing {
     uint64_t offset;
     uint64_t bytes;
 };
 
-struct Wire {
+struct SuperblockWire {
     uint64_t magic;
     uint32_t crc;  // of the block behind this field
     uint16_t version;
@@ -32,11 +32,11 @@ struct Wire {
     WireRing rings[kRingCountMax];
     uint8_t reserved[kSuperblockBytes - 88 - sizeof(WireRing) * kRingCountMax];
 };
-static_assert(sizeof(Wire) == kSuperblockBytes);
-static_assert(offsetof(Wire, device) == 16 && offsetof(Wire, boot) == 40);
-static_assert(offsetof(Wire, unit_count) == 80 && offsetof(Wire, rings) == 88);
-static_assert(std::has_unique_object_representations_v<Wire>);
-constexpr size_t kCrcStart = offsetof(Wire, version);
+static_assert(sizeof(SuperblockWire) == kSuperblockBytes);
+static_assert(offsetof(SuperblockWire, device) == 16 && offsetof(SuperblockWire, boot) == 40);
+static_assert(offsetof(SuperblockWire, unit_count) == 80 && offsetof(SuperblockWire, rings) == 88);
+static_assert(std::has_unique_object_representations_v<SuperblockWire>);
+constexpr size_t kSuperblockCrcStart = offsetof(SuperblockWire, version);
 
 // Where the first part behind the superblocks begins.
 constexpr uint64_t kPartsOffset = 2 * kMiB;
@@ -68,24 +68,12 @@ bool is_known(MediaClass media_class) {
 
 }  // namespace
 
-std::string_view name_of(MediaClass media_class) {
-    switch (media_class) {
-        case MediaClass::nvme:
-            return "nvme";
-        case MediaClass::ssd:
-            return "ssd";
-        case MediaClass::hdd:
-            return "hdd";
-    }
-    return "unknown";
-}
-
 void encode_superblock(const Superblock& superblock, MutableBytes out) {
     CHECK(out.size() == kSuperblockBytes);
     CHECK(parts_fit(superblock) && superblock.rings.size() <= kRingCountMax);
-    Wire wire{};
-    wire.magic = kMagic;
-    wire.version = kVersion;
+    SuperblockWire wire{};
+    wire.magic = kSuperblockMagic;
+    wire.version = kSuperblockVersion;
     wire.media_class = static_cast<uint8_t>(superblock.media_class);
     wire.ring_count = static_cast<uint8_t>(superblock.rings.size());
     std::memcpy(wire.device, superblock.device.bytes.data(), sizeof(wire.device));
@@ -100,21 +88,22 @@ void encode_superblock(const Superblock& superblock, MutableBytes out) {
     for (size_t i = 0; i < superblock.rings.size(); ++i) {
         wire.rings[i] = {superblock.rings[i].offset, superblock.rings[i].bytes};
     }
-    wire.crc = crc32c(bytes_of(wire).subspan(kCrcStart));
+    wire.crc = crc32c(bytes_of(wire).subspan(kSuperblockCrcStart));
     std::memcpy(out.data(), &wire, sizeof(wire));
 }
 
 Result<Superblock> decode_superblock(Bytes block) {
     ByteReader reader(block);
-    auto wire = reader.read<Wire>();
-    if (!reader.ok() || wire.magic != kMagic) return fail(Code::not_found, "no Peplos superblock");
-    if (wire.crc != crc32c(bytes_of(wire).subspan(kCrcStart)))
+    auto wire = reader.read<SuperblockWire>();
+    if (!reader.ok() || wire.magic != kSuperblockMagic)
+        return fail(Code::not_found, "no Peplos superblock");
+    if (wire.crc != crc32c(bytes_of(wire).subspan(kSuperblockCrcStart)))
         return fail(Code::corrupt, "a superblock whose checksum does not hold");
-    if (wire.version != kVersion || wire.unit_bytes != limits::kSegmentUnitBytes) {
+    if (wire.version != kSuperblockVersion || wire.unit_bytes != limits::kSegmentUnitBytes) {
         return fail(Code::unsupported,
                     "a device of format version {} with units of {} bytes: this build reads "
                     "version {} with units of {} bytes; use a newer one",
-                    wire.version, wire.unit_bytes, kVersion, limits::kSegmentUnitBytes);
+                    wire.version, wire.unit_bytes, kSuperblockVersion, limits::kSegmentUnitBytes);
     }
     Superblock out;
     std::memcpy(out.device.bytes.data(), wire.device, sizeof(wire.device));

@@ -11,7 +11,6 @@
 namespace peplos::format {
 
 enum class MediaClass : uint8_t { nvme = 1, ssd = 2, hdd = 3 };
-std::string_view name_of(MediaClass media_class);
 
 struct RingPlace {
     uint64_t offset = 0;

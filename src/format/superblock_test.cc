@@ -8,7 +8,7 @@
 namespace peplos::format {
 namespace {
 
-Superblock sample() {
+Superblock sample_superblock() {
     Superblock superblock = *plan_device(1 * kGiB, 64 * kMiB, MediaClass::ssd);
     superblock.device.bytes[3] = 9;
     superblock.incarnation = Incarnation(77);
@@ -18,10 +18,10 @@ Superblock sample() {
 
 TEST(Superblock, ComesBackAndNoticesEveryFlippedByte) {
     std::vector<std::byte> block(kSuperblockBytes);
-    encode_superblock(sample(), block);
+    encode_superblock(sample_superblock(), block);
     auto decoded = decode_superblock(block);
     ASSERT_TRUE(decoded) << decoded.error().text();
-    EXPECT_EQ(*decoded, sample());
+    EXPECT_EQ(*decoded, sample_superblock());
     for (size_t i = 0; i < block.size(); ++i) {
         block[i] ^= std::byte{0x80};
         EXPECT_FALSE(decode_superblock(block)) << i;
@@ -32,7 +32,7 @@ TEST(Superblock, ComesBackAndNoticesEveryFlippedByte) {
 
 TEST(Superblock, ANewerVersionIsRefusedAsUnsupported) {
     std::vector<std::byte> block(kSuperblockBytes);
-    encode_superblock(sample(), block);
+    encode_superblock(sample_superblock(), block);
     block[12] = std::byte{9};
     uint32_t crc = crc32c(Bytes(block).subspan(12));
     std::memcpy(block.data() + 8, &crc, sizeof(crc));

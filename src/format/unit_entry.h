@@ -20,17 +20,21 @@ using UnitEntryBytes = std::array<std::byte, kUnitEntryBytes>;
 enum class UnitState : uint8_t {
     used = 1,      // the first unit of a segment's run; the run's other entries mean nothing
     prepared = 2,  // free, and written before: a durable write here costs no extent conversion
+    // As used, of a copy whose repaired successor takes its place: where a used entry of the same
+    // segment exists the units are free, else this is still the segment.
+    replaced = 3,
 };
 
 // An entry of zeros is a unit that is free, or inside the run of an earlier entry.
 struct UnitEntry {
     UnitState state = UnitState::used;
-    // used only:
+    // used and replaced only:
     SegmentKind kind = SegmentKind::data;
     uint32_t unit_count = 0;  // the run's length: a power of two, the run aligned to it
     SegmentId segment;
     LineageId lineage;
     VolumeId volume;
+    GroupId group;  // the nodes that have copies; 0: this device has the only one
     bool operator==(const UnitEntry&) const = default;
 };
 

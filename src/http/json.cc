@@ -97,8 +97,7 @@ std::string quoted(std::string_view text) {
 }
 
 std::string rfc3339(WallTime time) {
-    std::time_t seconds =
-        std::chrono::duration_cast<std::chrono::seconds>(time.time_since_epoch()).count();
+    std::time_t seconds = unix_seconds(time);
     std::tm parts{};
     if (::gmtime_r(&seconds, &parts) == nullptr) return "";
     std::array<char, 32> text{};

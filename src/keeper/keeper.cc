@@ -510,8 +510,27 @@ Task<void> Keeper::scrub_volume(EntryPtr entry) {
         scrub_.bytes_checked += result->bytes_checked;
         for (std::string& problem : result->problems)
             scrub_.problems.push_back(problem);
+        for (std::string& problem : result->repaired)
+            scrub_.repaired.push_back(problem);
         co_await pace_scrub(result->bytes_checked);
     }
+}
+
+// Of a volume that is not open here: each copy is checked by the node that has it.
+Task<void> Keeper::scrub_other(media::SegmentStore& store, SegmentId id) {
+    const media::SegmentPin pin = store.find(id);
+    if (!pin) co_return;
+    const media::SegmentInfo info = pin.info();
+    const size_t known = scrub_.problems.size();
+    co_await scrub_unopened(store, id, scrub_);
+    if (scrub_.problems.size() == known || !info.group || copies_ == nullptr) co_return;
+    const replica::SegmentCopy copy{info.id, info.lineage, info.group, info.kind, info.unit_count};
+    auto mended = co_await copies_->mend(info.volume, info.lineage, copy);
+    if (!mended) scrub_.problems.push_back(mended.error().message());
+    if (!mended || !*mended) co_return;
+    auto found = scrub_.problems.begin() + static_cast<ptrdiff_t>(known);
+    scrub_.repaired.insert(scrub_.repaired.end(), found, scrub_.problems.end());
+    scrub_.problems.erase(found, scrub_.problems.end());
 }
 
 Task<void> Keeper::pace_scrub(uint64_t bytes) {
@@ -556,7 +575,7 @@ Task<void> Keeper::scrub_all() {
     for (auto& [store, id] : others) {
         if (stopping_) break;
         uint64_t before = scrub_.bytes_checked;
-        co_await scrub_unopened(*store, id, scrub_);
+        co_await scrub_other(*store, id);
         ++scrub_.segments_done;
         co_await pace_scrub(scrub_.bytes_checked - before);
     }

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "replica/segment_service.h"
 #include "runtime/env.h"
 #include "runtime/gate.h"
 #include "volume/background.h"
@@ -40,6 +41,8 @@ struct ScrubReport {
     uint64_t segments_total = 0;
     uint64_t bytes_checked = 0;
     std::vector<std::string> problems;  // each names device, offset, volume, and segment or frame
+    // What was wrong with copies that have been made anew out of another node's.
+    std::vector<std::string> repaired;
     WallTime finished_at{};
 };
 
@@ -74,6 +77,9 @@ class Keeper final : public volume::Background {
                volume::LeafCache& leaf_cache);
     // The journals of the node, for scrub; those of open volumes are known without.
     void share_journal(replica::Journal& journal);
+    // Scrub makes this node's bad copies anew out of other nodes', also those of volumes that are
+    // not open here. It outlives the keeper.
+    void share_copies(replica::SegmentService& copies) { copies_ = &copies; }
     // Ends within a step and a tick. Volumes still open are forgotten.
     runtime::Task<void> stop() override;
     bool is_stopped() const override { return stopping_; }
@@ -125,6 +131,7 @@ class Keeper final : public volume::Background {
     runtime::Task<void> checkpoint_one(EntryPtr entry);
     runtime::Task<void> scrub_all();
     runtime::Task<void> scrub_volume(EntryPtr entry);
+    runtime::Task<void> scrub_other(media::SegmentStore& store, SegmentId id);
     runtime::Task<void> scrub_journals();
     runtime::Task<void> pace_scrub(uint64_t bytes);
     bool drain_due(const volume::Pressure& pressure) const;
@@ -146,6 +153,7 @@ class Keeper final : public volume::Background {
     volume::OverlayBudget* overlay_ = nullptr;
     volume::SpaceBudget* space_ = nullptr;
     volume::LeafCache* leaf_cache_ = nullptr;
+    replica::SegmentService* copies_ = nullptr;
     std::vector<replica::Journal*> journals_;
     std::unordered_map<volume::Volume*, EntryPtr> entries_;
     std::unordered_map<volume::Volume*, EntryPtr> touched_;

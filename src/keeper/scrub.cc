@@ -14,7 +14,7 @@ Task<void> scrub_pages(volume::SegmentHandle handle, uint64_t data_bytes, ScrubR
     uint64_t end = format::kSegmentDataOffset + data_bytes;
     Buffer data = Buffer::allocate(std::max<uint64_t>(data_bytes, kBlockBytes));
     if (data_bytes == 0 || end > handle.bytes()) co_return;
-    auto read = co_await handle.store->read(handle.pin, format::kSegmentDataOffset, data);
+    auto read = co_await handle.read(format::kSegmentDataOffset, data);
     if (!read) {
         report.problems.push_back(read.error().message());
         co_return;
@@ -31,8 +31,7 @@ Task<void> scrub_pages(volume::SegmentHandle handle, uint64_t data_bytes, ScrubR
             at = round_up(at + 1, kBlockBytes);
             continue;
         }
-        Error error = handle.store->corrupt_at(handle.pin, format::kSegmentDataOffset + at,
-                                               page.error().message());
+        Error error = handle.corrupt_at(format::kSegmentDataOffset + at, page.error().message());
         report.problems.push_back(error.message());
         at = round_up(at + 1, kBlockBytes);
     }
@@ -41,10 +40,10 @@ Task<void> scrub_pages(volume::SegmentHandle handle, uint64_t data_bytes, ScrubR
 }  // namespace
 
 Task<void> scrub_unopened(media::SegmentStore& store, SegmentId id, ScrubReport& report) {
-    volume::SegmentHandle handle{store.find(id), &store};
-    if (!handle.pin) co_return;
+    volume::SegmentHandle handle(store.find(id), &store);
+    if (!handle) co_return;
     Buffer front = Buffer::allocate(format::kSegmentDataOffset);
-    auto read = co_await store.read(handle.pin, 0, front);
+    auto read = co_await handle.read(0, front);
     if (!read) {
         report.problems.push_back(read.error().message());
         co_return;
@@ -65,12 +64,12 @@ Task<void> scrub_unopened(media::SegmentStore& store, SegmentId id, ScrubReport&
     Buffer block = Buffer::allocate(kBlockBytes);
     for (const format::SegmentIndexEntry& item : sealed->entries) {
         uint64_t offset = uint64_t{item.offset_units} * format::kPlaceUnitBytes;
-        read = co_await store.read(handle.pin, offset, block);
+        read = co_await handle.read(offset, block);
         if (!read) {
             report.problems.push_back(read.error().message());
         } else if (crc32c(block.bytes()) != item.crc) {
-            Error error = store.corrupt_at(
-                handle.pin, offset, fmt::format("block {} does not match its checksum", item.lba));
+            Error error = handle.corrupt_at(
+                offset, fmt::format("block {} does not match its checksum", item.lba));
             report.problems.push_back(error.message());
         }
         report.bytes_checked += kBlockBytes;

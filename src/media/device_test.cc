@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/crc32c.h"
+#include "media/test_device.h"
 #include "sim/world.h"
 
 namespace peplos::media {
@@ -12,18 +13,12 @@ using format::Record;
 using format::RecordType;
 using runtime::Task;
 
-constexpr uint64_t kDiskBytes = 80 * kMiB;
+constexpr uint64_t kDeviceBytes = 80 * kMiB;
 constexpr uint64_t kRingBytes = limits::kRingBytesMin;
-const char* const kPath = "disk0";
 
 Task<Result<void>> format_disk(runtime::Env& env, FormatOptions options) {
-    CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kPath, {.create_bytes = kDiskBytes}));
+    CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kTestDisk, {.create_bytes = kDeviceBytes}));
     co_return co_await format_device(*disk, options, env.rng);
-}
-
-Task<Result<std::unique_ptr<Device>>> open_device(runtime::Env& env) {
-    CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kPath, {}));
-    co_return co_await Device::open(env, std::move(disk));
 }
 
 Record write_record(VolumeId volume, Lsn lsn, uint32_t blocks, uint64_t fill) {
@@ -79,17 +74,17 @@ class DeviceTest : public testing::Test {
         return position ? *position : RecordPosition{};
     }
     uint64_t ring_offset() {
-        return format::plan_device(kDiskBytes, kRingBytes, format::MediaClass::nvme)
+        return format::plan_device(kDeviceBytes, kRingBytes, format::MediaClass::nvme)
             ->rings[0]
             .offset;
     }
-    sim::DiskMedia& disk() { return world.disk(kPath); }
+    sim::DiskMedia& disk() { return world.disk(kTestDisk); }
 
     sim::World world{1};
 };
 
 TEST_F(DeviceTest, IsRefusedWhenNotBlankOrNotFormatted) {
-    world.make_disk(kPath, kDiskBytes);
+    world.make_disk(kTestDisk, kDeviceBytes);
     EXPECT_EQ(open_error().code(), Code::not_found);
     make();
     auto again = world.run(format_disk(world.env(), {.ring_bytes = kRingBytes}));
@@ -263,13 +258,13 @@ TEST_F(DeviceTest, AFlippedByteInTheRingIsFoundAndNamed) {
         run(device->close());
         device.reset();
         uint64_t frame = ring_offset() + 4096 + 12288;  // of LSN 2
-        fresh.disk(kPath).corrupt(frame + at);
+        fresh.disk(kTestDisk).corrupt(frame + at);
         device = std::move(*run(open_device(fresh.env())));
         RingRecovery recovery = device->ring().take_recovery();
         EXPECT_FALSE(device->report().torn_tail);
         ASSERT_EQ(device->report().corruptions.size(), 1u) << at;
         std::string named = device->report().corruptions[0];
-        EXPECT_NE(named.find(kPath), std::string::npos) << named;
+        EXPECT_NE(named.find(kTestDisk), std::string::npos) << named;
         EXPECT_NE(named.find("0000000000000009"), std::string::npos) << named;
         EXPECT_NE(named.find("LSN 2"), std::string::npos) << named;
         if (at < 4096) {
@@ -290,10 +285,10 @@ TEST_F(DeviceTest, AFlippedByteInTheRingIsFoundAndNamed) {
 // ---- blocks that the device cannot read ----
 
 void make_unreadable(sim::World& world, uint64_t offset, uint64_t bytes = kBlockBytes) {
-    world.disk(kPath).add_fault({.operation = sim::DiskOperation::read,
-                                 .effect = sim::DiskEffect::io_error,
-                                 .offset = offset,
-                                 .bytes = bytes});
+    world.disk(kTestDisk).add_fault({.operation = sim::DiskOperation::read,
+                                     .effect = sim::DiskEffect::io_error,
+                                     .offset = offset,
+                                     .bytes = bytes});
 }
 
 TEST_F(DeviceTest, ALatentErrorWhereNothingIsNeededDoesNotMatter) {
@@ -311,7 +306,7 @@ TEST_F(DeviceTest, ALatentErrorWhereNothingIsNeededDoesNotMatter) {
     EXPECT_TRUE(device->report().corruptions.empty());
     EXPECT_EQ(device->ring().take_recovery().records.size(), 2u);
     EXPECT_GE(device->errors().reads, 3u) << "but people hear of it";
-    EXPECT_NE(device->errors().last.find(kPath), std::string::npos);
+    EXPECT_NE(device->errors().last.find(kTestDisk), std::string::npos);
     close(device);
 }
 
@@ -365,9 +360,9 @@ TEST_F(DeviceTest, AnUnreadableNewestFrameIsNeverTakenForATornOne) {
                 ASSERT_EQ(recovery.records.size(), 2u);
                 EXPECT_FALSE(recovery.records[1].payload_is_good);
             }
-            if (boot == 0) fresh.disk(kPath).clear_faults();
+            if (boot == 0) fresh.disk(kTestDisk).clear_faults();
             if (at == 0) break;  // its place was written again: the journal made it durable
-            fresh.disk(kPath).corrupt(ring_offset() + 4096 + 8192 + at);
+            fresh.disk(kTestDisk).corrupt(ring_offset() + 4096 + 8192 + at);
             run(device->close());
             device.reset();
         }
@@ -406,7 +401,7 @@ TEST_F(DeviceTest, AFailedSegmentReadIsNamedAndCounted) {
     auto read = world.run(device->segments().read(*pin, 8192, into));
     ASSERT_FALSE(read);
     EXPECT_EQ(read.error().code(), Code::io_error);
-    for (const std::string& named : {std::string(kPath), id.text(), text_of(VolumeId(1))})
+    for (const std::string& named : {std::string(kTestDisk), id.text(), text_of(VolumeId(1))})
         EXPECT_NE(read.error().message().find(named), std::string::npos) << read.error().message();
     EXPECT_EQ(device->errors().reads, 1u);
     EXPECT_FALSE(device->is_failed());

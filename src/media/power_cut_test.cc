@@ -2,6 +2,7 @@
 
 #include "base/crc32c.h"
 #include "media/device.h"
+#include "media/test_device.h"
 #include "sim/world.h"
 
 // A power cut at every event of one bounded life of a device: between any two submissions and
@@ -14,27 +15,21 @@ using format::Record;
 using runtime::Durability;
 using runtime::Task;
 
-constexpr uint64_t kDiskBytes = 64 * kMiB;
-const char* const kPath = "disk0";
+constexpr uint64_t kCutDiskBytes = 64 * kMiB;
 
 // As format_device() leaves it, without the time that writing a ring of zeros takes.
 void make_formatted(sim::World& world) {
     auto superblock =
-        format::plan_device(kDiskBytes, limits::kRingBytesMin, format::MediaClass::nvme);
+        format::plan_device(kCutDiskBytes, limits::kRingBytesMin, format::MediaClass::nvme);
     ASSERT_TRUE(superblock.has_value());
     superblock->device.bytes[0] = 1;
     superblock->incarnation = Incarnation(7);
-    sim::DiskMedia& disk = world.make_disk(kPath, kDiskBytes);
+    sim::DiskMedia& disk = world.make_disk(kTestDisk, kCutDiskBytes);
     for (uint64_t offset : format::kSuperblockOffsets) {
         Buffer block = Buffer::allocate(format::kSuperblockBytes);
         format::encode_superblock(*superblock, block.bytes());
         disk.poke(offset, std::as_const(block).bytes());
     }
-}
-
-Task<Result<std::unique_ptr<Device>>> open_device(runtime::Env& env) {
-    CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kPath, {}));
-    co_return co_await Device::open(env, std::move(disk));
 }
 
 std::byte pattern(uint64_t seed) {

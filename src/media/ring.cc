@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/fault.h"
+#include "base/log.h"
 #include "media/device.h"
 #include "media/ring_scan.h"
 
@@ -15,6 +16,7 @@ constexpr uint64_t kReserveBytesMin = 2 * kMiB;
 // Frames in flight at once: with one, a record that comes just after a frame went out waits for two
 // of them. More than two gained nothing that could be measured, and made the frames smaller.
 constexpr size_t kFramesInFlightMax = 2;
+constexpr int kScansMax = 5;
 // Log bytes of the frames in flight, padding included.
 constexpr uint64_t kFlightBytesMax = 2 * limits::kFrameBytesMax;
 constexpr uint64_t kReadWindowBytes = 1 * kMiB;
@@ -25,6 +27,9 @@ constexpr uint64_t kMoveReserveBytesMin = 3 * limits::kFrameBytesMax;
 constexpr uint64_t kMoveReserveShare = 64;
 // Of a frame, beside its records and payload, at most.
 constexpr uint64_t kFrameCostBytes = format::kFrameOverheadBytes + kBlockBytes;
+
+// Encodings of one frame's records.
+constexpr uint32_t kRecordsBytesMax = format::kFrameMetadataBytesMax - format::kFrameOverheadBytes;
 
 // One append that a task waits for, on the waiting task's stack.
 class AppendWaiter final : public AppendSink {
@@ -236,21 +241,70 @@ uint64_t Ring::move_cost_bytes(std::span<const FrameRecord> records) {
     return bytes;
 }
 
+void Ring::submit_moved(std::vector<FrameRecord> found, Admission admission,
+                        std::span<AppendSink* const> sinks) {
+    CHECK(admission.ring_ == this && admission.bytes_ >= move_cost_bytes(found));
+    std::vector<format::Record> records;
+    std::vector<uint64_t> frames;
+    for (FrameRecord& one : found) {
+        records.push_back(std::move(one.record));
+        frames.push_back(one.position.frame_sequence);
+    }
+    submit_in_frames(records, frames, std::move(admission), sinks);
+}
+
 // Each record has its own bytes set aside, the first of each frame a frame's overhead, and the last
 // one another: so at any moment what is still queued has enough for the frames that it needs.
-void Ring::submit_moved(std::vector<FrameRecord> records, Admission admission,
-                        std::span<AppendSink* const> sinks) {
-    CHECK(admission.ring_ == this && admission.bytes_ >= move_cost_bytes(records));
-    CHECK(records.size() == sinks.size());
+void Ring::submit_in_frames(std::span<format::Record> records, std::span<const uint64_t> frames,
+                            Admission admission, std::span<AppendSink* const> sinks) {
+    CHECK(records.size() == sinks.size() && records.size() == frames.size());
     uint64_t frame = 0;
     for (size_t i = 0; i < records.size(); ++i) {
-        format::Record& record = records[i].record;
-        uint64_t bytes = format::encoded_bytes(record) + record.payload_bytes();
-        if (records[i].position.frame_sequence != frame) bytes += kFrameCostBytes;
-        frame = records[i].position.frame_sequence;
+        uint64_t bytes = format::encoded_bytes(records[i]) + records[i].payload_bytes();
+        if (frames[i] != frame) bytes += kFrameCostBytes;
+        frame = frames[i];
         if (i + 1 == records.size()) bytes = admission.bytes_;
-        enqueue(std::move(record), admission.split(bytes), sinks[i]);
+        enqueue(std::move(records[i]), admission.split(bytes), sinks[i]);
     }
+}
+
+namespace {
+
+// In which of the fewest frames, taken one after another, each record would lie, from 1.
+std::vector<uint64_t> frames_of(std::span<const format::Record> records) {
+    std::vector<uint64_t> out;
+    out.reserve(records.size());
+    uint64_t frame = 1;
+    uint64_t record_bytes = 0;
+    uint64_t payload_bytes = 0;
+    for (const format::Record& record : records) {
+        record_bytes += format::encoded_bytes(record);
+        payload_bytes += record.payload_bytes();
+        if (record_bytes > kRecordsBytesMax || payload_bytes > limits::kCommitPayloadBytesMax) {
+            ++frame;
+            record_bytes = format::encoded_bytes(record);
+            payload_bytes = record.payload_bytes();
+        }
+        out.push_back(frame);
+    }
+    return out;
+}
+
+}  // namespace
+
+uint64_t Ring::cost_together(std::span<const format::Record> records) {
+    if (records.empty()) return 0;
+    uint64_t bytes = kFrameCostBytes * (frames_of(records).back() + 1);
+    for (const format::Record& record : records)
+        bytes += format::encoded_bytes(record) + record.payload_bytes();
+    return bytes;
+}
+
+void Ring::submit_together(std::vector<format::Record> records, Admission admission,
+                           std::span<AppendSink* const> sinks) {
+    CHECK(admission.ring_ == this && admission.bytes_ >= cost_together(records));
+    std::vector<uint64_t> frames = frames_of(records);
+    submit_in_frames(records, frames, std::move(admission), sinks);
 }
 
 Task<Result<RecordPosition>> Ring::append(format::Record record, Admission admission) {
@@ -300,8 +354,6 @@ Task<void> Ring::commit_lane() {
 
 // Moves what fits one frame from the queue into the batch, in order.
 void Ring::gather(Batch& batch) {
-    constexpr uint32_t kRecordsBytesMax =
-        format::kFrameMetadataBytesMax - format::kFrameOverheadBytes;
     while (!queue_.empty()) {
         Pending& next = queue_.front();
         auto payload_bytes = static_cast<uint32_t>(next.record.payload_bytes());
@@ -415,8 +467,9 @@ void Ring::add_witness(const format::Record& record) {
                      : std::ranges::find_if(witnesses_, same);
     if (found != witnesses_.end()) {
         found->last_lsn = std::max(found->last_lsn, record.lsn);
+        found->had_fence |= record.type == format::RecordType::fence;
     } else if (witnesses_.size() < format::kFrameWitnessCountMax) {
-        witnesses_.push_back({record.volume, record.lsn});
+        witnesses_.push_back({record.volume, record.lsn, record.type == format::RecordType::fence});
     } else {
         witnesses_complete_ = false;
     }
@@ -489,13 +542,30 @@ Task<void> Ring::close() {
 
 // ---- recovery ----
 
-Task<Result<void>> Ring::recover() {
-    {
+// What the scan takes for torn or lost is given up with the first frame of this boot. So a read
+// that was garbled on its way must not say it: where two reads differ, all is read anew.
+Task<Result<void>> Ring::scan_all() {
+    for (int i = 0; i < kScansMax; ++i) {
         RingScan scan(device_, ring_offset_, ring_bytes_);
         CO_TRY(co_await scan.read());
-        CO_TRY(scan.resolve());
-        adopt(scan);
+        Result<void> resolved = scan.resolve();
+        CO_TRY_ASSIGN(bool is_proven, co_await scan.reads_the_same());
+        if (is_proven) {
+            CO_TRY(std::move(resolved));
+            adopt(scan);
+            co_return Result<void>{};
+        }
+        PROBE("media.ring.scanned_anew");
+        LOG_WARN("the journal reads differently a second time disk={}", device_.disk->name());
     }
+    co_return fail(Code::io_error,
+                   "{}: its journal reads differently each time ({} times); nothing was given up; "
+                   "check the disk and its cables, then restart peplosd",
+                   device_.disk->name(), kScansMax);
+}
+
+Task<Result<void>> Ring::recover() {
+    CO_TRY(co_await scan_all());
     // What was read may still sit in the device's cache: settle it before anyone sees it.
     Result<void> synced = co_await device_.disk->sync();
     if (!synced) {

@@ -183,8 +183,19 @@ class Ring {
     // they need little more than the frames they came from had; each by itself would take a frame's
     // overhead. Requires: admission.bytes() >= move_cost_bytes(records).
     static uint64_t move_cost_bytes(std::span<const FrameRecord> records);
-    void submit_moved(std::vector<FrameRecord> records, Admission admission,
+    void submit_moved(std::vector<FrameRecord> found, Admission admission,
                       std::span<AppendSink* const> sinks);
+
+    // Several records at once, for whom room is needed all together or not at all: what that may
+    // take at most, and doing it, in order, with one sink for each.
+    // Requires: validate(record) of each; admission.bytes() >= cost_together(records).
+    static uint64_t cost_together(std::span<const format::Record> records);
+    void submit_together(std::vector<format::Record> records, Admission admission,
+                         std::span<AppendSink* const> sinks);
+
+    // Keeps the record's place, whoever releases it meanwhile, until a release() of its own.
+    // Requires: not released.
+    void pin(RecordPosition position) { ++frame_at(position.frame_sequence).pins; }
 
     // Device offset of the record's frame, for messages. Requires: not released.
     uint64_t device_offset_of(RecordPosition position) const;
@@ -256,6 +267,8 @@ class Ring {
 
     Admission grant(uint64_t bytes);
     void enqueue(format::Record record, Admission admission, AppendSink* sink);
+    void submit_in_frames(std::span<format::Record> records, std::span<const uint64_t> frames,
+                          Admission admission, std::span<AppendSink* const> sinks);
     void give_back(uint64_t bytes);
     void serve_waiters();
     bool can_begin_frame() const;
@@ -274,6 +287,7 @@ class Ring {
     Task<Result<void>> write_empty_frame();
     void advance_tail();
     void report_findings(RingScan& scan);
+    Task<Result<void>> scan_all();
     void adopt(RingScan& scan);
     Frame& frame_at(uint64_t sequence);
     const Frame& frame_at(uint64_t sequence) const;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/crc32c.h"
 #include "base/fault.h"
 #include "media/device.h"
 
@@ -23,6 +24,7 @@ Task<Result<void>> RingScan::read() {
         uint64_t bytes = std::min<uint64_t>(window.size(), ring_bytes_ - begin);
         Buffer into = window.slice(0, bytes);
         CO_TRY(co_await device_.read_salvaging(ring_offset_ + begin, into, &unreadable_));
+        windows_.push_back({begin, bytes, crc32c(std::as_const(into).bytes())});
         bool is_last = begin + bytes == ring_bytes_;
         // A frame that begins near the window's end is read again with the next window.
         while (place < begin + bytes &&
@@ -34,6 +36,39 @@ Task<Result<void>> RingScan::read() {
         }
     }
     co_return Result<void>{};
+}
+
+Task<Result<bool>> RingScan::reads_the_same() {
+    Buffer buffer = Buffer::allocate(std::min(kWindowBytes, ring_bytes_));
+    for (const Window& window : windows_) {
+        if (!is_doubtful(window)) continue;
+        Buffer into = buffer.slice(0, window.bytes);
+        CO_TRY(co_await device_.read_salvaging(ring_offset_ + window.place, into, nullptr));
+        if (crc32c(std::as_const(into).bytes()) != window.crc) co_return false;
+    }
+    co_return true;
+}
+
+// Frames that are whole are proven by their checksums. What is missing is proven by nothing but the
+// bytes of the place where it would be.
+bool RingScan::is_doubtful(const Window& window) const {
+    auto touches = [&window](uint64_t place, uint64_t bytes) {
+        return place < window.place + window.bytes && place + bytes > window.place;
+    };
+    if (!lost_.empty() || frames_.empty()) return true;
+    const format::FrameHeader& newest = frames_.back().header;
+    uint64_t head = (newest.log_offset + newest.bytes()) % ring_bytes_;
+    if (touches(head, kGapBytesMax)) return true;
+    // The next frame begins anew where it does not fit before the ring's end.
+    if (head + kGapBytesMax > ring_bytes_ && touches(0, kGapBytesMax)) return true;
+    bool is_hurt = std::ranges::any_of(
+        broken_, [&](const Broken& broken) { return touches(broken.place, broken.bytes); });
+    is_hurt |= std::ranges::any_of(
+        unreadable_, [&](uint64_t offset) { return touches(offset - ring_offset_, kBlockBytes); });
+    return is_hurt || std::ranges::any_of(frames_, [&](const Frame& frame) {
+               return !frame.payload_is_good &&
+                      touches(frame.header.log_offset % ring_bytes_, frame.header.bytes());
+           });
 }
 
 Result<uint64_t> RingScan::step(uint64_t place, Bytes window) {

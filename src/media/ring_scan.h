@@ -32,6 +32,10 @@ class RingScan {
     // Orders the frames from tail to head and fills in what is lost or torn.
     // Errors: corrupt (frames that contradict each other).
     Result<void> resolve();
+    // After resolve(), whatever it said: reads again what it hangs on (the end of the log, and what
+    // is broken or missing). False: the device gave other bytes this time, so nothing is proven and
+    // all is to be scanned anew. Errors: io_error.
+    Task<Result<bool>> reads_the_same();
 
     // After resolve(): tail first. Sequences may have holes: those frames are in lost().
     std::vector<Frame>& frames() { return frames_; }
@@ -61,6 +65,14 @@ class RingScan {
         uint64_t place;
     };
 
+    // What was read at once, by its place.
+    struct Window {
+        uint64_t place;
+        uint64_t bytes;
+        uint32_t crc;
+    };
+
+    bool is_doubtful(const Window& window) const;
     // Looks at `place`; returns how far to go on, at least one block. `window` starts there.
     Result<uint64_t> step(uint64_t place, Bytes window);
     Result<void> add_frame(const format::FrameHeader& header, Bytes frame);
@@ -84,6 +96,7 @@ class RingScan {
     DeviceState& device_;
     const uint64_t ring_offset_;
     const uint64_t ring_bytes_;
+    std::vector<Window> windows_;
     std::vector<Frame> frames_;
     std::vector<Broken> broken_;
     std::vector<LostFrame> lost_;

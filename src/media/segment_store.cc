@@ -40,6 +40,8 @@ struct SegmentPin::Entry {
     SegmentInfo info;
     uint32_t pins = 0;
     bool is_removed = false;
+    bool is_known = true;      // to the table: not a copy that is still being made
+    bool is_replaced = false;  // by a copy that is about to be in place
 };
 
 SegmentPin::SegmentPin(Entry* entry) noexcept : entry_(entry) {
@@ -53,7 +55,8 @@ SegmentPin::SegmentPin(const SegmentPin& other) noexcept : entry_(other.entry_) 
 SegmentPin::~SegmentPin() {
     if (entry_ == nullptr) return;
     CHECK(entry_->pins > 0);
-    if (--entry_->pins == 0 && entry_->is_removed) entry_->store->last_pin_gone(entry_);
+    bool is_held_by_pins = entry_->is_removed || !entry_->is_known;
+    if (--entry_->pins == 0 && is_held_by_pins) entry_->store->last_pin_gone(entry_);
 }
 
 const SegmentInfo& SegmentPin::info() const {
@@ -95,6 +98,7 @@ Task<Result<void>> SegmentStore::load() {
 Result<void> SegmentStore::load_table() {
     // Whole runs first: what cannot be read must not reach into them.
     std::vector<std::pair<uint32_t, std::string>> unreadable;
+    std::vector<std::pair<uint32_t, format::UnitEntry>> replaced;
     for (uint32_t unit = 0; unit < allocator_.unit_count(); ++unit) {
         // Entries inside a run mean nothing.
         if (!allocator_.is_free(unit)) continue;
@@ -109,20 +113,23 @@ Result<void> SegmentStore::load_table() {
         const format::UnitEntry& entry = **decoded;
         if (entry.state == format::UnitState::prepared) {
             written_[unit] = true;
-            continue;
-        }
-        bool is_inside = entry.unit_count <= allocator_.unit_count() - unit;
-        if (!is_inside || segments_.contains(entry.segment) ||
-            !allocator_.take(unit, entry.unit_count)) {
+        } else if (entry.state == format::UnitState::replaced) {
+            replaced.emplace_back(unit, entry);
+        } else if (!load_entry(unit, entry)) {
             unreadable.emplace_back(unit, fmt::format("the entry of segment {} overlaps or repeats "
                                                       "another",
                                                       entry.segment));
-            continue;
         }
-        SegmentInfo info{entry.segment, entry.lineage, entry.volume,
-                         entry.kind,    unit,          entry.unit_count};
-        mark_written(unit, entry.unit_count);
-        std::ignore = add_entry(info);
+    }
+    for (const auto& [unit, entry] : replaced) {
+        if (segments_.contains(entry.segment)) {
+            // Its successor is in place: the power went before this one's entry was cleared.
+            PROBE("media.segments.replaced_leftover");
+            table_[unit] = {};
+        } else if (!load_entry(unit, entry)) {
+            unreadable.emplace_back(
+                unit, fmt::format("the entry of segment {} overlaps another", entry.segment));
+        }
     }
     for (const auto& [unit, why] : unreadable)
         quarantine(unit, why);
@@ -131,6 +138,20 @@ Result<void> SegmentStore::load_table() {
         if (!written_[unit] && allocator_.is_free(unit)) ++unwritten_free_units_;
     }
     return {};
+}
+
+// False: it is not to be believed.
+bool SegmentStore::load_entry(uint32_t unit, const format::UnitEntry& entry) {
+    bool is_inside = entry.unit_count <= allocator_.unit_count() - unit;
+    if (!is_inside || segments_.contains(entry.segment) ||
+        !allocator_.take(unit, entry.unit_count)) {
+        return false;
+    }
+    SegmentInfo info{entry.segment, entry.lineage, entry.volume,    entry.kind,
+                     entry.group,   unit,          entry.unit_count};
+    mark_written(unit, entry.unit_count);
+    std::ignore = add_entry(info);
+    return true;
 }
 
 // The run that began at `unit` may have been as long as its alignment allows; whatever of that is
@@ -157,14 +178,15 @@ void SegmentStore::mark_written(uint32_t first_unit, uint32_t unit_count) {
 
 // ---- the table ----
 
-void SegmentStore::set_entry(const SegmentInfo& info) {
+void SegmentStore::set_entry(const SegmentInfo& info, format::UnitState state) {
     format::UnitEntry entry;
-    entry.state = format::UnitState::used;
+    entry.state = state;
     entry.kind = info.kind;
     entry.unit_count = info.unit_count;
     entry.segment = info.id;
     entry.lineage = info.lineage;
     entry.volume = info.volume;
+    entry.group = info.group;
     table_[info.first_unit] =
         format::encode_unit_entry(entry, info.first_unit, device_.superblock.incarnation);
     for (uint32_t i = 1; i < info.unit_count; ++i)
@@ -222,7 +244,7 @@ Task<Result<void>> SegmentStore::write_block(uint32_t index) {
 
 Task<Result<SegmentPin>> SegmentStore::create(SegmentId id, LineageId lineage, VolumeId volume,
                                               format::SegmentKind kind, uint64_t bytes,
-                                              Purpose purpose) {
+                                              Purpose purpose, GroupId group) {
     if (bytes == 0 || bytes > limits::kSegmentBytesMax || !id) {
         co_return fail(Code::invalid_argument, "a segment {} of {} bytes: give 1 to {}", id, bytes,
                        limits::kSegmentBytesMax);
@@ -232,22 +254,84 @@ Task<Result<SegmentPin>> SegmentStore::create(SegmentId id, LineageId lineage, V
     if (segments_.contains(id))
         co_return fail(Code::already_exists, "segment {} exists on {}", id, device_.disk->name());
     uint32_t units = units_for(bytes);
+    CO_TRY_ASSIGN(uint32_t first, take_units(id, bytes, purpose));
+    SegmentInfo info{id, lineage, volume, kind, group, first, units};
+    SegmentPin pin = add_entry(info);
+    set_entry(info);
+    CO_TRY(co_await persist(first));
+    co_return pin;
+}
+
+Result<uint32_t> SegmentStore::take_units(const SegmentId& id, uint64_t bytes, Purpose purpose) {
+    uint32_t units = units_for(bytes);
     std::optional<uint32_t> first;
     if (has_room(bytes, purpose)) first = allocator_.allocate(units);
     if (!first) {
-        co_return fail(Code::no_space,
-                       "device {} has no {} free MiB in one run for segment {} ({} of {} MiB free, "
-                       "{} of them in reserve): free space or add a device",
-                       device_.disk->name(), units, id, allocator_.free_units(),
-                       allocator_.unit_count(), reserve_units_);
+        return fail(Code::no_space,
+                    "device {} has no {} free MiB in one run for segment {} ({} of {} MiB free, "
+                    "{} of them in reserve): free space or add a device",
+                    device_.disk->name(), units, id, allocator_.free_units(),
+                    allocator_.unit_count(), reserve_units_);
     }
     for (uint32_t i = 0; i < units; ++i)
         unwritten_free_units_ -= written_[*first + i] ? 0 : 1;
-    SegmentInfo info{id, lineage, volume, kind, *first, units};
-    SegmentPin pin = add_entry(info);
+    return *first;
+}
+
+// ---- copies that replace ----
+
+Result<SegmentPin> SegmentStore::make_copy(const SegmentInfo& like, uint64_t bytes) {
+    if (bytes == 0 || bytes > limits::kSegmentBytesMax || !like.id) {
+        return fail(Code::invalid_argument, "a copy of segment {} of {} bytes", like.id, bytes);
+    }
+    if (device_.is_failed()) return fail(device_.failure());
+    if (gate_.is_closed()) return fail(Code::stopping, "the device is being closed");
+    TRY_ASSIGN(uint32_t first, take_units(like.id, bytes, Purpose::maintenance));
+    SegmentInfo info = like;
+    info.first_unit = first;
+    info.unit_count = units_for(bytes);
+    auto entry = std::unique_ptr<Entry>(new Entry{this, info});
+    entry->is_known = false;
+    Entry* key = entry.get();
+    copies_.emplace(key, std::move(entry));
+    return SegmentPin(key);
+}
+
+Task<Result<void>> SegmentStore::put_in_place(SegmentPin copy, SegmentPin bad) {
+    CHECK(copy && !copy.entry_->is_known && copy.entry_->store == this);
+    CHECK(!bad || bad.info().id == copy.info().id);
+    CO_TRY_ASSIGN(runtime::Gate::Pass pass, gate_.enter());
+    CO_TRY(co_await sync());
+    CO_TRY(may_replace(copy.info().id, bad));
+    if (bad) {
+        // From here on it counts only as long as there is no other.
+        bad.entry_->is_replaced = true;
+        set_entry(bad.info(), format::UnitState::replaced);
+        CO_TRY(co_await persist(bad.info().first_unit));
+        CO_TRY(may_replace(copy.info().id, bad));
+        std::unique_ptr<Entry> old = take_entry(bad.info().id);
+        old->is_removed = true;
+        ++leaving_[old->info.volume];
+        removed_.emplace(bad.entry_, std::move(old));  // `bad` holds it until the end
+    }
+    auto found = copies_.find(copy.entry_);
+    found->second->is_known = true;
+    const SegmentInfo& info = copy.info();
+    by_volume_[info.volume].insert(info.id);
+    segments_.emplace(info.id, std::move(found->second));
+    copies_.erase(found);
+    mark_written(info.first_unit, info.unit_count);
     set_entry(info);
-    CO_TRY(co_await persist(*first));
-    co_return pin;
+    co_return co_await persist(info.first_unit);
+}
+
+Result<void> SegmentStore::may_replace(const SegmentId& id, const SegmentPin& bad) const {
+    auto found = segments_.find(id);
+    if (!bad && found != segments_.end())
+        return fail(Code::already_exists, "segment {} exists on {}", id, device_.disk->name());
+    if (bad && (found == segments_.end() || found->second.get() != bad.entry_))
+        return fail(Code::not_found, "segment {} is gone from {}", id, device_.disk->name());
+    return {};
 }
 
 uint64_t SegmentStore::offset_of(const SegmentInfo& info) const {
@@ -345,7 +429,8 @@ Task<Result<void>> SegmentStore::shrink(SegmentPin pin, uint64_t bytes) {
     Entry& entry = *pin.entry_;
     uint32_t keep = units_for(bytes);
     uint32_t had = entry.info.unit_count;
-    if (keep >= had || entry.is_removed) co_return Result<void>{};
+    if (keep >= had || entry.is_removed || entry.is_replaced || !entry.is_known)
+        co_return Result<void>{};
     uint32_t first = entry.info.first_unit;
     entry.info.unit_count = keep;
     mark_written(first, keep);
@@ -390,6 +475,12 @@ Task<Result<void>> SegmentStore::remove(SegmentId id) {
 }
 
 void SegmentStore::last_pin_gone(Entry* entry) {
+    if (auto copy = copies_.find(entry); copy != copies_.end()) {
+        std::unique_ptr<Entry> owned = std::move(copy->second);
+        copies_.erase(copy);
+        free_run(owned->info.first_unit, owned->info.unit_count);
+        return;
+    }
     auto found = removed_.find(entry);
     CHECK(found != removed_.end());
     std::unique_ptr<Entry> owned = std::move(found->second);

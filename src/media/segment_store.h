@@ -33,6 +33,7 @@ struct SegmentInfo {
     LineageId lineage;
     VolumeId volume;
     format::SegmentKind kind = format::SegmentKind::data;
+    GroupId group;  // the nodes that have copies; 0: this device has the only one
     uint32_t first_unit = 0;
     uint32_t unit_count = 0;
     uint64_t bytes() const { return unit_count * limits::kSegmentUnitBytes; }
@@ -72,7 +73,8 @@ struct SegmentSpace {
 // The segments of one device. A segment takes a power-of-two run of 1 MiB units.
 //
 // Invariants
-//   1. A segment's unit entry is durable before its first byte is written.
+//   1. A segment's unit entry is durable before its first byte is written; of a copy that is to
+//      replace a bad one, when it is whole: until then nothing refers to it.
 //   2. Units are free only when no durable entry covers them.
 //   3. A pinned segment keeps its units, whatever remove() was told.
 // Relax 1 and a restart hands out units that hold live data.
@@ -93,7 +95,18 @@ class SegmentStore {
     // Errors: no_space, already_exists, invalid_argument (0 or > kSegmentBytesMax), io_error.
     runtime::Task<Result<SegmentPin>> create(SegmentId id, LineageId lineage, VolumeId volume,
                                              format::SegmentKind kind, uint64_t bytes,
-                                             Purpose purpose);
+                                             Purpose purpose, GroupId group = {});
+
+    // Units for another copy of a segment, as `like` describes it. Only its pins hold it: nobody
+    // finds it, and a restart knows nothing of it, before put_in_place(). Errors: no_space,
+    // stopping.
+    Result<SegmentPin> make_copy(const SegmentInfo& like, uint64_t bytes);
+    // The copy, whole and synced here, is the segment from now on; durable on return. What was the
+    // segment before (`bad`; empty: this device had none) goes when its last pin does. A crash
+    // leaves the one or the other.
+    // Errors: not_found (`bad` was removed meanwhile), already_exists (there is one, and `bad` is
+    // empty), io_error. After an error the copy is not in place, and goes with its last pin.
+    runtime::Task<Result<void>> put_in_place(SegmentPin copy, SegmentPin bad);
 
     // Writes the buffers one after the other from `offset`. Whole blocks, inside the segment.
     runtime::Task<Result<void>> write_vector(SegmentPin pin, uint64_t offset,
@@ -159,7 +172,10 @@ class SegmentStore {
     SegmentPin add_entry(const SegmentInfo& info);
     std::unique_ptr<Entry> take_entry(SegmentId id);
     void quarantine(uint32_t unit, const std::string& why);
-    void set_entry(const SegmentInfo& info);
+    void set_entry(const SegmentInfo& info, format::UnitState state = format::UnitState::used);
+    Result<uint32_t> take_units(const SegmentId& id, uint64_t bytes, Purpose purpose);
+    bool load_entry(uint32_t unit, const format::UnitEntry& entry);
+    Result<void> may_replace(const SegmentId& id, const SegmentPin& bad) const;
     void set_free(uint32_t first_unit, uint32_t unit_count);
     void free_run(uint32_t first_unit, uint32_t unit_count);
     std::optional<uint32_t> take_unwritten();
@@ -184,6 +200,7 @@ class SegmentStore {
     std::unordered_map<VolumeId, std::set<SegmentId>> by_volume_;  // of segments_; none is empty
     std::unordered_map<VolumeId, uint32_t> leaving_;               // removed, still in the table
     std::unordered_map<Entry*, std::unique_ptr<Entry>> removed_;   // pinned still
+    std::unordered_map<Entry*, std::unique_ptr<Entry>> copies_;    // not in place
     uint64_t sync_started_ = 0;
     uint64_t sync_done_ = 0;
     bool is_syncing_ = false;

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "media/device.h"
+#include "media/test_device.h"
 #include "sim/world.h"
 
 namespace peplos::media {
@@ -13,20 +14,14 @@ using format::SegmentKind;
 using runtime::Durability;
 using runtime::Task;
 
-constexpr uint64_t kDiskBytes = 128 * kMiB;
-const char* const kPath = "disk0";
+constexpr uint64_t kStoreBytes = 128 * kMiB;
 
 SegmentId id_of(uint32_t n) {
     return {VolumeId(1), 1, n};
 }
 
-Task<Result<std::unique_ptr<Device>>> open_device(runtime::Env& env) {
-    CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kPath, {}));
-    co_return co_await Device::open(env, std::move(disk));
-}
-
 Task<Result<void>> format_disk(runtime::Env& env) {
-    CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kPath, {.create_bytes = kDiskBytes}));
+    CO_TRY_ASSIGN(auto disk, co_await env.disks.open(kTestDisk, {.create_bytes = kStoreBytes}));
     co_return co_await format_device(*disk, {.ring_bytes = limits::kRingBytesMin}, env.rng);
 }
 
@@ -107,7 +102,7 @@ class SegmentStoreTest : public testing::Test {
         return static_cast<int>(block.data()[17]);
     }
     uint64_t entry_offset(uint32_t unit) {
-        return format::plan_device(kDiskBytes, limits::kRingBytesMin, format::MediaClass::nvme)
+        return format::plan_device(kStoreBytes, limits::kRingBytesMin, format::MediaClass::nvme)
                    ->unit_table_offset +
                uint64_t{unit} * format::kUnitEntryBytes;
     }
@@ -153,6 +148,91 @@ TEST_F(SegmentStoreTest, ShrinksAndGivesUnitsBack) {
     EXPECT_EQ(store().find(id_of(2)).info().unit_count, 16u);
 }
 
+TEST_F(SegmentStoreTest, ACopyTakesThePlaceOfABadOne) {
+    SegmentPin bad = *create(1, 2 * kMiB);
+    write(bad, 0, 1);
+    uint32_t free = store().space().free_units;
+    {
+        SegmentPin dropped = *store().make_copy(bad.info(), kMiB);
+        EXPECT_EQ(store().space().free_units, free - 1);
+        EXPECT_EQ(store().list().size(), 1u);
+    }
+    EXPECT_EQ(store().space().free_units, free);
+    SegmentPin copy = *store().make_copy(bad.info(), kMiB);
+    write(copy, 0, 2);
+    ASSERT_TRUE(world.run(store().put_in_place(copy, bad)));
+    EXPECT_EQ(read(bad, 0), 1) << "whoever reads it goes on";
+    EXPECT_EQ(read(store().find(id_of(1)), 0), 2);
+    EXPECT_FALSE(world.run(store().put_in_place(*store().make_copy(copy.info(), kMiB), bad)))
+        << "that one is not in place any more";
+    EXPECT_FALSE(world.run(store().put_in_place(*store().make_copy(copy.info(), kMiB), {})));
+    bad = {};
+    copy = {};
+    world.run_until_idle();
+    EXPECT_EQ(store().space().free_units, free + 1);
+    ASSERT_TRUE(world.run(store().remove(id_of(1))));
+    EXPECT_EQ(store().space().free_units, free + 2);
+    close();
+    open();
+    EXPECT_TRUE(store().list().empty());
+    EXPECT_EQ(store().space().free_units, free + 2);
+}
+
+TEST_F(SegmentStoreTest, ACopyMayComeWhereThereWasNone) {
+    SegmentInfo like{id_of(4), LineageId(3), VolumeId(1), SegmentKind::data, GroupId(6), 0, 0};
+    {
+        SegmentPin copy = *store().make_copy(like, 3 * kMiB);
+        write(copy, 2 * kMiB, 5);
+        ASSERT_TRUE(world.run(store().put_in_place(copy, {})));
+    }
+    world.crash({.mode = sim::CrashMode::lose});
+    device.reset();
+    open();
+    SegmentPin pin = store().find(id_of(4));
+    ASSERT_TRUE(pin);
+    EXPECT_EQ(pin.info().group, GroupId(6));
+    EXPECT_EQ(pin.info().unit_count, 4u);
+    EXPECT_EQ(read(pin, 2 * kMiB), 5);
+}
+
+// At every event: the old one or the new one, whole, and no unit is lost or doubled.
+TEST_F(SegmentStoreTest, APowerCutDuringAReplacementLeavesOneOfThem) {
+    bool finished = false;
+    bool saw_old = false, saw_new = false;
+    uint32_t free = store().space().free_units;
+    for (uint64_t events = 0; !finished; ++events) {
+        SegmentPin bad = *create(1, 4 * kMiB);
+        write(bad, 0, 1);
+        SegmentPin copy = *store().make_copy(bad.info(), 2 * kMiB);
+        write(copy, 0, 2);
+        auto outcome = world.run_events(store().put_in_place(copy, bad), events);
+        finished = outcome.has_value();
+        bad = {};
+        copy = {};
+        if (events % 2 == 1) world.run_until_idle();
+        world.crash();
+        device.reset();
+        open();
+        SegmentPin pin = store().find(id_of(1));
+        ASSERT_TRUE(pin) << "after " << events << " events";
+        int value = read(pin, 0);
+        saw_old |= value == 1;
+        saw_new |= value == 2;
+        ASSERT_TRUE(value == 1 || value == 2);
+        EXPECT_EQ(store().space().quarantined_units, 0u);
+        EXPECT_EQ(store().space().free_units, free - pin.info().unit_count);
+        pin = {};
+        ASSERT_TRUE(world.run(store().remove(id_of(1))));
+        world.run_until_idle();
+        ASSERT_EQ(store().space().free_units, free);
+        close();
+        open();
+        ASSERT_EQ(store().space().free_units, free);
+        ASSERT_TRUE(store().list().empty());
+    }
+    EXPECT_TRUE(saw_old && saw_new);
+}
+
 TEST_F(SegmentStoreTest, APinKeepsTheUnitsOfARemovedSegment) {
     SegmentPin pin = *create(1, kMiB);
     write(pin, 0, 9);
@@ -189,7 +269,7 @@ TEST_F(SegmentStoreTest, AnUnreadableEntryIsNamedAndItsUnitsAreKept) {
     ASSERT_TRUE(create(2, 8 * kMiB));
     uint32_t first = store().find(id_of(1)).info().first_unit;
     close();
-    world.disk(kPath).corrupt(entry_offset(first) + 20);
+    world.disk(kTestDisk).corrupt(entry_offset(first) + 20);
     open();
     ASSERT_EQ(device->report().corruptions.size(), 1u);
     EXPECT_NE(device->report().corruptions[0].find(fmt::format("unit {}", first)),
@@ -206,16 +286,16 @@ TEST_F(SegmentStoreTest, AnUnreadableBlockOfTheTableKeepsItsUnitsFromUse) {
     ASSERT_TRUE(create(1, 8 * kMiB));
     uint32_t first = store().find(id_of(1)).info().first_unit;
     close();
-    world.disk(kPath).add_fault({.operation = sim::DiskOperation::read,
-                                 .effect = sim::DiskEffect::io_error,
-                                 .offset = round_down(entry_offset(first), kBlockBytes),
-                                 .bytes = kBlockBytes});
+    world.disk(kTestDisk).add_fault({.operation = sim::DiskOperation::read,
+                                     .effect = sim::DiskEffect::io_error,
+                                     .offset = round_down(entry_offset(first), kBlockBytes),
+                                     .bytes = kBlockBytes});
     open();
     EXPECT_FALSE(device->report().corruptions.empty());
     EXPECT_GE(store().space().quarantined_units, 8u);
     for (uint32_t n = 10; auto pin = create(n, kMiB, Purpose::maintenance); ++n)
         EXPECT_FALSE(pin->info().first_unit >= first && pin->info().first_unit < first + 8);
-    world.disk(kPath).clear_faults();
+    world.disk(kTestDisk).clear_faults();
     close();
     open();
     EXPECT_TRUE(store().find(id_of(1))) << "an error that passes takes nothing away";

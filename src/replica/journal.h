@@ -8,6 +8,7 @@
 
 #include "format/record.h"
 #include "media/ring.h"
+#include "replica/protocol.h"
 #include "runtime/task.h"
 
 // The journal as a volume sees it: one log per volume, fenced by epochs, whoever keeps the copies.
@@ -42,10 +43,6 @@ struct OpenRequest {
     std::optional<Membership> recorded;
     OnLoss on_loss = OnLoss::refuse;
 };
-
-// "No entry" is never inferred from missing state: `unknown` says that this member cannot tell
-// whether its log holds every acknowledged record.
-enum class LogOutcome : uint8_t { complete, unknown };
 
 // What a log holds when it is opened; the records themselves come by replay().
 struct LogTail {
@@ -121,7 +118,11 @@ class [[nodiscard]] AppendTicket {
 
   private:
     friend class LocalVolumeLog;
+    friend class LogOwner;
+    // Why it failed already; null: it did not.
+    const Error* failure() const;
     std::unique_ptr<State, Drop> state_;
+    Lsn lsn_;  // for a log with several members
 };
 
 // A volume's log while one owner holds it under one epoch. Lives on one executor; it is destroyed
@@ -188,6 +189,12 @@ class VolumeLog {
     virtual uint64_t retained_bytes_max() const = 0;
     // The journal as a whole runs short: drain, even below one's own share.
     virtual bool is_short() const = 0;
+
+    // Whether what was read of the volume may be answered: nobody else can have written it since.
+    // Ask it after the data were fetched, with no suspension between this and the answer.
+    virtual bool may_read() const { return true; }
+    // Waits until may_read(), or says why not: fenced, or unavailable (a member is silent).
+    virtual Task<Result<void>> renew_promises() { co_return Result<void>{}; }
 
     // Retained records became unreadable, and only the owner's memory still has what they said: as
     // long as this is so a restart loses it. A drain and then a checkpoint heal the log.

@@ -96,6 +96,19 @@ struct Collector final : RecordVisitor {
     std::vector<Record> records;
 };
 
+// A replay that takes as long as a test wishes: nothing moves meanwhile.
+struct SlowVisitor final : RecordVisitor {
+    Task<Result<void>> on_record(Record) override {
+        co_await go_on.wait();
+        co_return Result<void>{};
+    }
+    runtime::Event go_on;
+};
+
+inline Task<void> replay_slowly(VolumeLog& log, SlowVisitor& visitor, bool* is_over) {
+    *is_over = (co_await log.replay(visitor)).has_value();
+}
+
 struct JournalTest : testing::Test {
     void SetUp() override {
         ok(world.run(format_disk(world.env())));

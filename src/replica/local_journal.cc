@@ -17,12 +17,16 @@ using media::Urgency;
 
 namespace {
 
-// The epoch of a volume that is deleted.
-constexpr Epoch kDroppedEpoch(UINT64_MAX);
 constexpr size_t kLatencyBuckets = 32;
 // What one turn moves at most, the last frame apart: frames that it reads, bytes that it keeps.
 constexpr uint64_t kMoveFrames = 64;
 constexpr uint64_t kMoveBytes = 64 * kKiB;
+
+// Of a member's log, which may come back to the root before.
+bool is_successor_of_root(const VolumeState& state, const Retained& entry) {
+    bool is_root = entry.type == RecordType::root && state.root && state.member;
+    return is_root && entry.lsn > state.root->lsn;
+}
 
 }  // namespace
 
@@ -59,8 +63,16 @@ Task<Result<void>> LocalJournal::adopt(media::RingRecovery recovery) {
         state.token = found.tokens.token;
         state.recorded_token = found.tokens.recorded_token;
         state.last_lsn = found.last_lsn;
-        state.drained_lsn = state.trimmed_drained_lsn = found.drained_lsn;
-        state.meta_lsn = state.trimmed_meta_lsn = found.meta_lsn;
+        state.drained_lsn = found.drained_lsn;
+        state.meta_lsn = found.meta_lsn;
+        state.trimmed_drained_lsn = found.trimmed_drained_lsn;
+        state.trimmed_meta_lsn = found.trimmed_meta_lsn;
+        state.member = std::move(found.tokens.member);
+        state.open_number = found.open_number;
+        state.open_number_seen = found.open_number_seen;
+        state.unsettled.assign(found.unsettled.begin(), found.unsettled.end());
+        state.voidings = std::move(found.voidings);
+        state.older_roots.assign(found.older_roots.begin(), found.older_roots.end());
         state.settled_lsn = found.settled_lsn;
         state.voided = found.voided;
         state.last_data_lsn = found.data.empty() ? found.drained_lsn : found.data.back().lsn;
@@ -79,6 +91,10 @@ Task<Result<void>> LocalJournal::adopt(media::RingRecovery recovery) {
         }
         for (const Retained& entry : state.meta)
             state.meta_bytes += entry.bytes;
+        for (const KeptRoot& older : state.older_roots) {
+            state.share.retain(older.entry.bytes);
+            if (!older.entry.is_good) ++state.bad_count;
+        }
         if (state.fence_record) state.share.retain(state.fence_record->bytes);
         if (state.damage_record) state.share.retain(state.damage_record->bytes);
     }
@@ -90,6 +106,10 @@ Task<Result<void>> LocalJournal::adopt(media::RingRecovery recovery) {
         if (found.is_damage_durable || found.is_dropped) continue;
         VolumeState& state = state_for(found.id);
         CO_TRY(co_await write_damage(state, found.last_lsn, found.damage_offset));
+    }
+    for (LogRecovery::Volume& found : logs.volumes()) {
+        if (found.is_fence_lost && !found.is_dropped)
+            CO_TRY(co_await forget_opens(state_for(found.id)));
     }
     for (RecordPosition position : logs.unneeded())
         ring_.release(position);
@@ -131,6 +151,9 @@ void LocalJournal::hold(VolumeState& state, Retained entry) {
     } else if (format::is_meta(entry.type)) {
         state.meta.push_back(entry);
         state.meta_bytes += entry.bytes;
+    } else if (is_successor_of_root(state, entry)) {
+        state.older_roots.push_back({*state.root, *state.root_body});
+        state.root = entry;
     } else {
         std::optional<Retained>& single = entry.type == RecordType::root    ? state.root
                                           : entry.type == RecordType::fence ? state.fence_record
@@ -155,6 +178,9 @@ void LocalJournal::let_go_all(VolumeState& state) {
     if (state.root) let_go(state, *state.root);
     if (state.fence_record) let_go(state, *state.fence_record);
     if (state.damage_record) let_go(state, *state.damage_record);
+    for (const KeptRoot& older : state.older_roots)
+        let_go(state, older.entry);
+    state.older_roots.clear();
     state.data.clear();
     state.meta.clear();
     state.root.reset();
@@ -191,6 +217,7 @@ void LocalJournal::settle(VolumeState& state, const Record& record, const Retain
     state.settled_lsn = std::max(state.settled_lsn, record.settled_lsn);
     if (const auto* settle = std::get_if<format::SettleBody>(&record.body)) {
         state.voided.insert(state.voided.end(), settle->voided.begin(), settle->voided.end());
+        if (state.member) state.voidings.push_back({record.lsn, settle->voided});
     }
     if (const auto* seal = std::get_if<format::SealBody>(&record.body)) {
         state.drained_lsn = std::max(state.drained_lsn, seal->drained_lsn);
@@ -200,6 +227,7 @@ void LocalJournal::settle(VolumeState& state, const Record& record, const Retain
         state.meta_lsn = std::max(state.meta_lsn, root->meta_lsn);
         heal(state, record, *root);
     }
+    if (state.member) settle_member(state, record);
 }
 
 void LocalJournal::end_flight(VolumeState& state) {
@@ -314,7 +342,12 @@ Task<Result<std::unique_ptr<VolumeLog>>> LocalJournal::open(OpenRequest request)
 
 Task<Result<void>> LocalJournal::write_fence(VolumeState& state, const OpenRequest& request,
                                              LogOutcome outcome) {
-    format::FenceBody body{state.token, state.recorded_token};
+    format::FenceBody body{state.token, state.recorded_token, state.member};
+    if (body.member) {
+        ++body.member->number;
+        body.member->fence = {{}, request.epoch, {}};
+        if (outcome == LogOutcome::complete) body.member->opened_by = body.member->fence;
+    }
     // An unproven log keeps its old tokens: a new one would vouch for what nobody saw.
     if (outcome == LogOutcome::complete) {
         body.token = request.token;
@@ -325,6 +358,7 @@ Task<Result<void>> LocalJournal::write_fence(VolumeState& state, const OpenReque
     CO_TRY_ASSIGN(entry.position, co_await append_state(state, std::move(record)));
     state.token = body.token;
     state.recorded_token = body.recorded_token;
+    state.member = std::move(body.member);
     hold(state, entry);
     co_return Result<void>{};
 }
@@ -440,17 +474,21 @@ void LocalJournal::recycle(AppendTicket::State* ticket) {
 
 // ---- moving old records, so that the ring's tail goes on ----
 
-uint64_t LocalJournal::live_bytes() const {
-    uint64_t bytes = 0;
-    for (const auto& [id, state] : volumes_)
-        bytes += state->share.retained_bytes();
-    return bytes;
-}
-
-// Worth it only where enough of what the ring holds is needed no more.
+// Worth it only where enough of what the ring holds is needed no more. A drain makes more of it so,
+// but only of what an owner holds: what the others need (volumes that damage or a full device keeps
+// closed) stays, and with it the ring would stay full without an end. Below an eighth of the ring
+// nothing would be gained but turning it over and over.
 bool LocalJournal::should_reappend() const {
     if (stopping_ || device_.is_failed() || replays_ != 0 || !ring_.is_short()) return false;
-    return live_bytes() < ring_.stats().used_bytes / 5 * 3;
+    uint64_t owned = 0;
+    uint64_t ownerless = 0;
+    for (const auto& [id, state] : volumes_) {
+        bool is_owned = state->log != nullptr;
+        (is_owned ? owned : ownerless) += state->share.retained_bytes();
+    }
+    const uint64_t used = ring_.stats().used_bytes;
+    if (used < ownerless + owned + ring_.ring_bytes() / 8) return false;
+    return owned < (used - ownerless) / 5 * 3;
 }
 
 Task<void> LocalJournal::reappend_loop() {

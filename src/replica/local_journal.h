@@ -7,12 +7,23 @@
 
 #include "media/device.h"
 #include "replica/journal.h"
+#include "replica/member_calls.h"
+#include "replica/member_log.h"
 #include "replica/volume_state.h"
 #include "runtime/alarm.h"
 
 namespace peplos::replica {
 
 class LogRecovery;
+
+// Decides, before a record of the owner's log is submitted, whether it may be.
+class AppendTaker {
+  public:
+    virtual bool takes(Lsn lsn) = 0;
+
+  protected:
+    ~AppendTaker() = default;
+};
 
 // The journal of one device: the log of every volume that logs there, in its ring.
 //
@@ -43,6 +54,64 @@ class LocalJournal final : public Journal {
     Task<bool> scrub(JournalScrub& scrub, uint64_t bytes) override;
     Task<void> stop() override;
 
+    // ---- a member's logs: what a MemberLog wants written (local_journal_member.cc) ----
+    //
+    // Each submit_*() is done at once, in order; the writes end in that order too. Room is taken
+    // before, so that none of them waits.
+
+    // Told once how a write of the log's state ended, from the ring's commit loop.
+    class WriteSink {
+      public:
+        virtual void on_written(const Result<void>& outcome) = 0;
+
+      protected:
+        ~WriteSink() = default;
+    };
+    // What the media hold, in a MemberLog's words; all none where nothing is held. A log that was
+    // never a member's was opened by its own node, whose id it does not know.
+    MemberLog::Stored stored_of(VolumeId volume) const;
+    bool is_damaged(VolumeId volume) const;
+    bool is_dropped(VolumeId volume) const;
+    LineageId lineage_of(VolumeId volume) const;
+    bool has_failed() const { return device_.is_failed(); }
+    // The log's appends are told to `watch`, who outlives the journal's work or passes null.
+    void watch(VolumeId volume, AppendWatch* watch);
+
+    // Even of a full ring: the record takes the place of the one before. Errors: busy, io_error,
+    // stopping.
+    Result<media::Admission> admit_fence();
+    // `planned` is what the media will hold then. Requires: not dropped.
+    void submit_fence(VolumeId volume, LineageId lineage, const MemberLog::Stored& planned,
+                      media::Admission admission, WriteSink* sink);
+
+    // Whether what an open keeps and brings is a whole log up to its last LSN. Errors: corrupt.
+    Result<void> check_open(VolumeId volume, const OpenCall& call) const;
+    // Errors: busy (no room, or too many spans), io_error, stopping.
+    Result<media::Admission> admit_open(VolumeId volume, const OpenCall& call);
+    // Keeps records up to keep_lsn, forgets the others and takes those of the call, all at once
+    // when its last record is durable. Requires: check_open().
+    void submit_open(OpenCall call, const MemberLog::Stored& planned, media::Admission admission,
+                     WriteSink* sink);
+
+    // Errors: busy (urgencies other than `user`: no room), and of the ring.
+    media::Admission try_admit_record(const format::Record& record, media::Urgency urgency);
+    // Waits in line for room of `user`; stop_waiting() ends that with `why`.
+    Task<Result<media::Admission>> admit_record(const format::Record& record, const void* owner);
+    void stop_waiting(const void* owner, const Error& why);
+    // Whether the record continues the log: its chains name what lies before it. Errors: corrupt.
+    Result<void> check_append(VolumeId volume, const format::Record& record) const;
+    // The watch is told. Requires: check_append().
+    void submit_record(format::Record record, media::Admission admission);
+    // Every record up to `lsn` was acknowledged: what seals and roots up to there make needless is
+    // released, once that is on record; where it cannot wait for a record that says so.
+    void note_settled(VolumeId volume, Lsn lsn);
+
+    Task<Result<LogRecords>> read_log(VolumeId volume, Lsn after, uint64_t bytes);
+    // The log as its owner on this node sees it; earlier ones get `fenced`.
+    std::unique_ptr<LocalVolumeLog> log_for_owner(VolumeId volume, Epoch epoch, AppendTaker* taker);
+    // The owner's log gets `fenced` from now on.
+    void end_log(VolumeId volume);
+
   private:
     friend class LocalVolumeLog;
     friend struct AppendTicket::State;
@@ -51,6 +120,37 @@ class LocalJournal final : public Journal {
     // Keeps a volume's state in memory over a suspension, also when it is dropped meanwhile.
     class Use;
     class Moving;
+    class Pins;
+    // local_journal_member.cc
+    class FenceWrite;
+    class NoteWrite;
+    class OpenWrite;
+    class RecordWrite;
+    struct Work {
+        virtual ~Work() = default;
+    };
+    // Where the chains of a log end.
+    struct Ends {
+        Lsn data;
+        Lsn meta;
+        Lsn root;
+    };
+    static Ends ends_up_to(const VolumeState& state, Lsn lsn);
+    static format::FenceBody fence_body(const VolumeState& state);
+    // `keep_lsn` and the number of the open: what counts from then on. None: too many spans.
+    static std::optional<std::vector<format::LogSpan>> spans_after(const VolumeState& state,
+                                                                   uint64_t open_number,
+                                                                   Lsn keep_lsn);
+    void plan_state(VolumeState& state, const MemberLog::Stored& planned);
+    static format::Record fence_record(const VolumeState& state);
+    void settle_member(VolumeState& state, const format::Record& record);
+    void release_settled(VolumeState& state);
+    void settle_up_to(VolumeState& state, Lsn drained_lsn, Lsn meta_lsn);
+    void cut_off(VolumeState& state, Lsn keep_lsn);
+    Task<Result<void>> forget_opens(VolumeState& state);
+    void end_work(const Work* work);
+    const VolumeState* find_state(VolumeId volume) const;
+    VolumeState* find_state(VolumeId volume);
 
     LocalJournal(runtime::Env env, media::Device& device);
     Task<Result<void>> adopt(media::RingRecovery recovery);
@@ -75,7 +175,6 @@ class LocalJournal final : public Journal {
     AppendTicket::State* take_ticket();
     void recycle(AppendTicket::State* ticket);
     void note_latency(Time submitted);
-    uint64_t live_bytes() const;
     bool should_reappend() const;
     Task<void> reappend_loop();
     Task<Result<void>> reappend_tail();
@@ -102,6 +201,7 @@ class LocalJournal final : public Journal {
     Task<Result<void>> write_off(VolumeState& state, std::string reason);
     Task<Result<void>> give_up(uint64_t sequence, IsLost is_lost);
     Task<Result<void>> rewrite_states(VolumeState& state, const IsLost& is_lost);
+    Task<Result<void>> rewrite_older_roots(VolumeState& state, const IsLost& is_lost);
     Task<Result<void>> mark_damaged(VolumeState& state, uint64_t sequence, const IsLost& is_lost);
     Task<void> scrub_frame(uint64_t sequence, JournalScrub& scrub);
     void heal(VolumeState& state, const format::Record& record, const format::RootBody& root);
@@ -112,6 +212,7 @@ class LocalJournal final : public Journal {
     std::unordered_map<VolumeId, std::unique_ptr<VolumeState>> volumes_;
     std::vector<std::unique_ptr<AppendTicket::State>> tickets_;  // all of them
     std::vector<AppendTicket::State*> idle_tickets_;
+    std::unordered_map<const Work*, std::unique_ptr<Work>> work_;  // of members' logs, under way
     std::vector<uint64_t> latency_us_;
     uint64_t reappended_records_ = 0;
     uint64_t reappended_bytes_ = 0;
@@ -155,6 +256,25 @@ class LocalJournal::Moving {
     LocalJournal* journal_;
 };
 
+// Places stay readable, whoever releases them, while one lives.
+class LocalJournal::Pins {
+  public:
+    explicit Pins(LocalJournal* journal) : journal_(journal) {}
+    Pins(const Pins&) = delete;
+    ~Pins() {
+        for (media::RecordPosition position : positions_)
+            journal_->ring_.release(position);
+    }
+    void add(media::RecordPosition position) {
+        journal_->ring_.pin(position);
+        positions_.push_back(position);
+    }
+
+  private:
+    LocalJournal* journal_;
+    std::vector<media::RecordPosition> positions_;
+};
+
 // A volume's log on this device alone.
 class LocalVolumeLog final : public VolumeLog {
   public:
@@ -181,6 +301,9 @@ class LocalVolumeLog final : public VolumeLog {
     void watch_endangered(std::function<void()> tell) override { endangered_ = std::move(tell); }
     void refuse_waiting(const Error& why, Waiting who) override;
 
+    // Gives the record what submit() would give it now; nothing to one of a fenced log.
+    void stamp(format::Record& record) const;
+
   private:
     friend class LocalJournal;
     // fenced, stopping or io_error, when the log takes no more.
@@ -193,6 +316,7 @@ class LocalVolumeLog final : public VolumeLog {
     const Epoch epoch_;
     const LogTail tail_;
     std::function<void()> endangered_;
+    AppendTaker* taker_ = nullptr;
 };
 
 }  // namespace peplos::replica

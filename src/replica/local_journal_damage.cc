@@ -138,6 +138,8 @@ Task<Result<void>> LocalJournal::give_up(uint64_t sequence, IsLost is_lost) {
             std::ranges::any_of(state->data, is_lost) || std::ranges::any_of(state->meta, is_lost);
         for (const auto* single : {&state->root, &state->fence_record, &state->damage_record})
             is_hurt = is_hurt || (*single && is_lost(**single));
+        for (const KeptRoot& older : state->older_roots)
+            is_hurt = is_hurt || is_lost(older.entry);
         if (!is_hurt) continue;
         hurt.push_back(state.get());
         uses.emplace_back(this, *state);
@@ -167,7 +169,7 @@ Task<Result<void>> LocalJournal::rewrite_states(VolumeState& state, const IsLost
             record.settled_lsn = std::min(record.settled_lsn, old.lsn);
         }
         if (old.type == RecordType::fence) {
-            record.body = format::FenceBody{state.token, state.recorded_token};
+            record.body = fence_body(state);
         } else if (old.type == RecordType::root) {
             record.body = *state.root_body;
         } else {
@@ -183,6 +185,28 @@ Task<Result<void>> LocalJournal::rewrite_states(VolumeState& state, const IsLost
         } else {
             ring_.release(entry.position);
         }
+    }
+    co_return co_await rewrite_older_roots(state, is_lost);
+}
+
+Task<Result<void>> LocalJournal::rewrite_older_roots(VolumeState& state, const IsLost& is_lost) {
+    std::vector<KeptRoot> lost;
+    for (const KeptRoot& older : state.older_roots) {
+        if (is_lost(older.entry)) lost.push_back(older);
+    }
+    for (KeptRoot& older : lost) {
+        Record record = state_record(state, RecordType::root, older.body);
+        record.epoch = older.entry.epoch;
+        record.lsn = older.entry.lsn;
+        record.settled_lsn = std::min(record.settled_lsn, record.lsn);
+        RecordPosition old = older.entry.position;
+        CO_TRY_ASSIGN(RecordPosition now,
+                      co_await append_state(state, std::move(record), media::Urgency::tail));
+        Retained* entry =
+            state.is_dropped ? nullptr : state.find(RecordType::root, older.entry.lsn);
+        bool is_needed = entry != nullptr && entry->position == old;
+        ring_.release(is_needed ? old : now);
+        if (is_needed) entry->position = now;
     }
     co_return Result<void>{};
 }
@@ -277,6 +301,8 @@ Task<void> LocalJournal::scrub_frame(uint64_t sequence, JournalScrub& scrub) {
             for (const auto* single : {&state->root, &state->fence_record, &state->damage_record}) {
                 if (*single) look(**single);
             }
+            for (const KeptRoot& older : state->older_roots)
+                look(older.entry);
         }
     }
     if (bad.empty() || replays_ != 0) co_return;

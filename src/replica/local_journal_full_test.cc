@@ -34,19 +34,6 @@ struct Oldest {
     }
 };
 
-// A replay that takes as long as a test wishes: nothing moves meanwhile.
-struct SlowVisitor final : RecordVisitor {
-    Task<Result<void>> on_record(Record) override {
-        co_await go_on.wait();
-        co_return Result<void>{};
-    }
-    runtime::Event go_on;
-};
-
-Task<void> replay_slowly(VolumeLog& log, SlowVisitor& visitor, bool* is_over) {
-    *is_over = (co_await log.replay(visitor)).has_value();
-}
-
 struct FullJournalTest : JournalTest {
     media::Ring& ring() { return node.device->ring(); }
     // Where the next frame begins in the ring, if it fits there.
@@ -219,6 +206,88 @@ TEST_F(FullJournalTest, OpensWithDamageInARingThatIsFullToTheReserve) {
     world.run_until_idle();
     EXPECT_EQ(open(VolumeId(60), 4)->tail().outcome, LogOutcome::unknown);
     EXPECT_EQ(open(VolumeId(59), 4)->tail().outcome, LogOutcome::complete);
+}
+
+// Volumes that nobody can drain (damage keeps them closed) hold most of the ring. It turns around
+// them for those that are served.
+TEST_F(FullJournalTest, WhatClosedVolumesHoldIsMovedOutOfTheWay) {
+    for (uint64_t i = 1; i <= 2; ++i) {
+        auto hog = open(VolumeId(i), 1);
+        while (Admission admission = hog->try_admit(write_of(1, 1, 32))) {
+            Record record = write_of(i, hog->next_lsn().value, 32);
+            record.lsn = hog->next_lsn();
+            AppendTicket ticket = hog->submit(std::move(record), std::move(admission));
+            ok(world.run(hog->wait(std::move(ticket))));
+        }
+    }
+    auto served = open(VolumeId(3), 1);
+    const uint64_t bytes = 5 * ring().ring_bytes();
+    for (uint64_t done = 0; done < bytes; done += 32 * kBlockBytes) {
+        Record record = write_of(done / kBlockBytes, done, 32);
+        Admission admission = served->try_admit(record);
+        ASSERT_TRUE(admission) << "after " << done << " bytes";
+        record.lsn = served->next_lsn();
+        AppendTicket ticket = served->submit(std::move(record), std::move(admission));
+        ok(world.run(served->wait(std::move(ticket))));
+        Lsn last(served->next_lsn().value - 1);
+        if (served->retained_bytes() < kMiB) continue;
+        Lsn seal = put(*served, seal_of(last));
+        put(*served, root_of(last, seal));
+        served->trim(last, seal);
+        world.run_until_idle();
+    }
+    served.reset();
+    crash();
+    begin();
+    for (uint64_t i = 1; i <= 2; ++i) {
+        auto hog = open(VolumeId(i), 2);
+        EXPECT_EQ(hog->tail().outcome, LogOutcome::complete) << hog->tail().reason;
+        EXPECT_GT(replay(*hog).size(), 20u);
+    }
+}
+
+Task<void> admit(VolumeLog& log, Record record, Result<Admission>* out, bool* is_over) {
+    *out = co_await log.admit(record);
+    *is_over = true;
+}
+
+// Who waits for its share is granted it in the moment in which all who wait are refused: it does
+// not go on to wait for the ring, where nobody would come again.
+TEST_F(FullJournalTest, ARefusalReachesWhoWasJustGrantedItsShare) {
+    auto hog = open(VolumeId(1), 1);
+    put(*hog, write_of(1, 1));  // keeps the ring's tail where it is
+    auto greedy = open(VolumeId(2), 1);
+    const Record record = write_of(1, 1, 32);
+    while (Admission admission = greedy->try_admit(record)) {
+        admission = Admission();
+        put(*greedy, write_of(1, 1, 32));
+    }
+    std::vector<std::unique_ptr<VolumeLog>> others;
+    for (uint64_t i = 3; ring().free_bytes(media::Urgency::user) > kMiB; ++i) {
+        others.push_back(open(VolumeId(i), 1));
+        while (Admission admission = others.back()->try_admit(record)) {
+            admission = Admission();
+            put(*others.back(), write_of(1, 1, 32));
+        }
+    }
+    Lsn last(greedy->next_lsn().value - 1);
+    Lsn seal = put(*greedy, seal_of(last));
+    put(*greedy, root_of(last, seal));
+    while (Admission admission = others.back()->try_admit(write_of(1, 1))) {
+        admission = Admission();
+        put(*others.back(), write_of(1, 1));
+    }
+    Result<Admission> outcome = fail(Code::busy, "none yet");
+    bool is_over = false;
+    runtime::spawn(world.env().executor, admit(*greedy, record, &outcome, &is_over));
+    world.run_until_idle();
+    ASSERT_FALSE(is_over);
+    greedy->trim(last, seal);
+    greedy->refuse_waiting(Error(Code::stopping, "no room any more"), VolumeLog::Waiting::own);
+    world.run_until_idle();
+    ASSERT_TRUE(is_over);
+    ASSERT_FALSE(outcome);
+    EXPECT_EQ(outcome.error().code(), Code::stopping);
 }
 
 }  // namespace

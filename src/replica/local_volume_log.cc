@@ -12,14 +12,6 @@ using media::Urgency;
 
 namespace {
 
-// What a record may take of a ring that runs short. Trims have a part of the reserve to themselves:
-// a flood of them must not take what seals need to free space.
-Urgency urgency_of(RecordType type) {
-    if (type == RecordType::write || type == RecordType::write_ref) return Urgency::user;
-    if (type == RecordType::settle) return Urgency::meta;  // an open must not wait for a drain
-    return format::is_data(type) ? Urgency::zero : Urgency::meta;
-}
-
 // So many records are read at a time in a replay.
 constexpr size_t kReplayBatch = 256;
 
@@ -35,9 +27,19 @@ void AppendTicket::Drop::operator()(State* state) const noexcept {
     }
 }
 
+const Error* AppendTicket::failure() const {
+    if (!state_ || !state_->done.is_set() || state_->result) return nullptr;
+    return &state_->result.error();
+}
+
 void AppendTicket::State::on_append(Result<media::RecordPosition> position, Record& record) {
     volume->share.give_back(admitted_bytes);
+    const Lsn lsn = record.lsn;
     if (position) journal->settle(*volume, record, make_retained(record, *position));
+    if (volume->watch != nullptr) {
+        volume->watch->on_appended(
+            lsn, position ? Result<void>{} : Result<void>(fail(position.error())));
+    }
     journal->end_flight(*volume);
     journal->note_latency(submitted);
     settle_now(position ? Result<void>{} : Result<void>(fail(position.error())));
@@ -113,6 +115,7 @@ Task<Result<Admission>> LocalVolumeLog::admit(const Record& record) {
         PROBE("replica.log.share_full");
         Share::Waiter waiter;
         waiter.cost = cost;
+        const uint64_t refusals = share.refusals();
         share.wait_in_line(&waiter);
         co_await waiter.decided.wait();
         if (waiter.is_granted) {
@@ -122,6 +125,7 @@ Task<Result<Admission>> LocalVolumeLog::admit(const Record& record) {
         CO_TRY(check());
         if (waiter.refusal) co_return fail(std::move(*waiter.refusal));
         if (!waiter.is_granted) co_return fail(Code::stopping, "the log is being closed");
+        if (share.refusals() != refusals) co_return fail(Error(share.refusal()));
     } else {
         if (urgency != Urgency::user) share.take(cost);
         out.share_ = &share;
@@ -137,9 +141,7 @@ Task<Result<Admission>> LocalVolumeLog::admit(const Record& record) {
 // LSNs are contiguous; a repeat of a durable record is told from another one with its LSN.
 Result<void> LocalVolumeLog::place_in_sequence(Record& record, bool* is_repeat) {
     *is_repeat = false;
-    record.volume = volume_;
-    record.lineage = state_->lineage;
-    record.epoch = epoch_;
+    stamp(record);
     if (record.lsn <= state_->last_lsn) {
         const Retained* entry = state_->find(record.type, record.lsn);
         *is_repeat = entry != nullptr && entry->digest == digest_of(record);
@@ -149,10 +151,18 @@ Result<void> LocalVolumeLog::place_in_sequence(Record& record, bool* is_repeat) 
         return fail(Code::invalid_argument, "volume {}: LSN {} is submitted where {} is due",
                     volume_, record.lsn, state_->last_lsn.next());
     }
+    return {};
+}
+
+void LocalVolumeLog::stamp(Record& record) const {
+    if (state_ == nullptr) return;  // fenced meanwhile: submit() refuses it
+    record.volume = volume_;
+    record.lineage = state_->lineage;
+    record.epoch = epoch_;
+    record.open_number = state_->open_number;
     record.prev_data_lsn = state_->last_data_lsn;
     record.prev_meta_lsn = state_->last_meta_lsn;
     record.root_lsn = state_->last_root_lsn;
-    return {};
 }
 
 AppendTicket LocalVolumeLog::submit(Record record, Admission admission) {
@@ -170,6 +180,11 @@ AppendTicket LocalVolumeLog::submit(Record record, Admission admission) {
     if (is_repeat) {
         ticket->settle_now({});
         return AppendTicket(ticket);
+    }
+    if (taker_ != nullptr && !taker_->takes(record.lsn)) {
+        return refuse(Error(Code::fenced, fmt::format("volume {}: this member takes no more from "
+                                                      "epoch {}",
+                                                      volume_, epoch_)));
     }
     CHECK(admission.share_ == &state_->share && admission.ring_ &&
               admission.bytes_ >= format::ring_cost_bytes(record),
@@ -205,6 +220,7 @@ Task<Result<Lsn>> LocalVolumeLog::append(Record record) {
 
 void LocalVolumeLog::trim(Lsn drained_lsn, Lsn meta_lsn) {
     if (state_ == nullptr) return;
+    if (state_->member) return journal_->settle_up_to(*state_, drained_lsn, meta_lsn);
     state_->trimmed_drained_lsn = std::max(state_->trimmed_drained_lsn, drained_lsn);
     state_->trimmed_meta_lsn = std::max(state_->trimmed_meta_lsn, meta_lsn);
     journal_->trim(*state_);
@@ -255,8 +271,11 @@ Task<Result<void>> LocalVolumeLog::replay(RecordVisitor& visitor) {
         co_await state_->idle.wait();
     CO_TRY(check());
     std::vector<Retained> entries;  // copies: the state may change meanwhile
-    for (const Retained* entry : state_->in_order())
+    LocalJournal::Pins pins(journal_);
+    for (const Retained* entry : state_->in_order()) {
         entries.push_back(*entry);
+        pins.add(entry->position);
+    }
     for (size_t begin = 0; begin < entries.size(); begin += kReplayBatch) {
         size_t end = std::min(entries.size(), begin + kReplayBatch);
         std::vector<media::RecordPosition> batch;

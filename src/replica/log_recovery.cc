@@ -1,8 +1,8 @@
 #include "replica/log_recovery.h"
 
 #include <algorithm>
-#include <map>
-#include <set>
+
+#include "base/fault.h"
 
 namespace peplos::replica {
 
@@ -11,8 +11,6 @@ using format::RecordType;
 using media::RecoveredRecord;
 
 namespace {
-
-constexpr Epoch kDroppedEpoch(UINT64_MAX);
 
 bool is_newer(const Record& a, const Record& b) {
     return std::pair(a.lsn, a.epoch) > std::pair(b.lsn, b.epoch);
@@ -42,21 +40,73 @@ void LogRecovery::damage(Volume& out, uint64_t device_offset, std::string why) c
     out.damage_offset = device_offset;
 }
 
-LogRecovery::Volume LogRecovery::fold(VolumeId id, const Indices& indices) {
+LogRecovery::Volume LogRecovery::fold(VolumeId id, const Indices& all) {
     Volume out;
     out.id = id;
+    take_fence(all, out);
+    Indices indices = keep_counting(all, out);
     take_newest(indices, out);
+    settle_trims(indices, out);
     keep_needed(indices, out);
     if (out.is_dropped) return out;
     check_chains(indices, out);
     check_lost_frames(id, indices, out);
+    check_lost_fence(id, all, out);
     return out;
 }
 
-// The states that the newest record of a kind decides: fence, root, what is drained.
+// The newest fence record says what the log is.
+void LogRecovery::take_fence(const Indices& indices, Volume& out) {
+    const Record* fence = nullptr;
+    auto order = [](const Record& record) {
+        const auto& body = std::get<format::FenceBody>(record.body);
+        return std::pair(record.epoch, body.member ? body.member->number : 0);
+    };
+    for (size_t i : indices) {
+        const Record& record = at(i).record;
+        out.open_number_seen = std::max(out.open_number_seen, record.open_number);
+        if (record.type != RecordType::fence) continue;
+        if (fence == nullptr || order(record) >= order(*fence)) fence = &record;
+    }
+    if (fence == nullptr) return;
+    out.lineage = fence->lineage;
+    out.fence = fence->epoch;
+    out.settled_lsn = fence->settled_lsn;
+    out.tokens = std::get<format::FenceBody>(fence->body);
+    out.is_dropped = out.fence == kDroppedEpoch;
+    if (out.tokens.member && !out.tokens.member->spans.empty())
+        out.open_number = out.tokens.member->spans.back().last_open;
+}
+
+// Those that are part of the log; see above. The others are needed by nobody, and what they name as
+// before them says nothing: a member's fence of the past may name what was cut off since.
+LogRecovery::Indices LogRecovery::keep_counting(const Indices& indices, Volume& out) {
+    std::vector<format::LogSpan> spans{{0, 0, kNoLimit}};
+    if (out.tokens.member) spans = out.tokens.member->spans;
+    auto counts = [&](const Record& record) {
+        if (PLANTED("member.half_an_open_counts")) return true;
+        if (const auto* fence = std::get_if<format::FenceBody>(&record.body))
+            return !out.tokens.member || (record.epoch == out.fence && *fence == out.tokens);
+        return std::ranges::any_of(spans, [&record](const format::LogSpan& span) {
+            return span.first_open <= record.open_number && record.open_number <= span.last_open &&
+                   record.lsn <= span.limit_lsn;
+        });
+    };
+    Indices out_indices;
+    for (size_t i : indices) {
+        if (out.is_dropped || counts(at(i).record)) {
+            out_indices.push_back(i);
+        } else {
+            PROBE("replica.log.not_counted");
+            unneeded_.push_back(at(i).position);
+        }
+    }
+    return out_indices;
+}
+
+// The states that the newest record of a kind decides: root, what is drained.
 void LogRecovery::take_newest(const Indices& indices, Volume& out) {
     const Record* root = nullptr;
-    const Record* fence = nullptr;
     const format::DamageBody* damaged = nullptr;
     for (size_t i : indices) {
         const Record& record = at(i).record;
@@ -65,11 +115,9 @@ void LogRecovery::take_newest(const Indices& indices, Volume& out) {
         out.fence = std::max(out.fence, record.epoch);
         out.settled_lsn = std::max(out.settled_lsn, record.settled_lsn);
         if (const auto* settle = std::get_if<format::SettleBody>(&record.body))
-            out.voided.insert(out.voided.end(), settle->voided.begin(), settle->voided.end());
+            take_voided(record.lsn, settle->voided, out);
         if (record.type == RecordType::root && (root == nullptr || is_newer(record, *root)))
             root = &record;
-        if (record.type == RecordType::fence && (fence == nullptr || record.epoch >= fence->epoch))
-            fence = &record;
         if (const auto* seal = std::get_if<format::SealBody>(&record.body))
             out.drained_lsn = std::max(out.drained_lsn, seal->drained_lsn);
         if (const auto* lost = std::get_if<format::DamageBody>(&record.body)) {
@@ -89,36 +137,105 @@ void LogRecovery::take_newest(const Indices& indices, Volume& out) {
                fmt::format("a record up to LSN {} was lost there earlier", damaged->last_lsn));
     }
     std::ranges::sort(out.voided);
-    if (fence != nullptr) out.tokens = std::get<format::FenceBody>(fence->body);
-    out.is_dropped = out.fence == kDroppedEpoch;
     if (root == nullptr) return;
     out.root_body = std::get<format::RootBody>(root->body);
     out.drained_lsn = std::max(out.drained_lsn, out.root_body->drained_lsn);
     out.meta_lsn = out.root_body->meta_lsn;
 }
 
-// Of several copies with one LSN the newest epoch counts, then the readable one, then the later.
+void LogRecovery::take_voided(Lsn lsn, const std::vector<Lsn>& voided, Volume& out) {
+    out.voided.insert(out.voided.end(), voided.begin(), voided.end());
+    if (!out.tokens.member) return;
+    auto same = std::ranges::find(out.voidings, lsn, &Voiding::lsn);
+    if (same == out.voidings.end()) out.voidings.push_back({lsn, voided});
+}
+
+// What a log that has no other copies was told is done. A member's seals and roots count from when
+// the log itself says that they were acknowledged.
+void LogRecovery::settle_trims(const Indices& indices, Volume& out) const {
+    out.trimmed_drained_lsn = out.drained_lsn;
+    out.trimmed_meta_lsn = out.meta_lsn;
+    if (!out.tokens.member || PLANTED("member.trims_what_may_be_undone")) return;
+    out.trimmed_drained_lsn = out.tokens.member->drained_lsn;
+    out.trimmed_meta_lsn = out.tokens.member->meta_lsn;
+    std::map<Lsn, Trimming> trims;  // copies of one record say the same
+    for (size_t i : indices) {
+        const Record& record = at(i).record;
+        if (const auto* seal = std::get_if<format::SealBody>(&record.body))
+            trims[record.lsn] = {record.lsn, seal->drained_lsn, Lsn(0)};
+        if (const auto* root = std::get_if<format::RootBody>(&record.body))
+            trims[record.lsn] = {record.lsn, root->drained_lsn, root->meta_lsn};
+    }
+    for (const auto& [lsn, trim] : trims) {
+        if (lsn > out.settled_lsn) {
+            out.unsettled.push_back(trim);
+            continue;
+        }
+        out.trimmed_drained_lsn = std::max(out.trimmed_drained_lsn, trim.drained_lsn);
+        out.trimmed_meta_lsn = std::max(out.trimmed_meta_lsn, trim.meta_lsn);
+    }
+}
+
+// The newest root; of a member's log also those that it may come back to.
+void LogRecovery::keep_roots(const Indices& roots, Volume& out) {
+    std::map<Lsn, size_t> best;
+    for (size_t i : roots)
+        keep_by_lsn(best, i);
+    auto first = best.empty() ? best.end() : std::prev(best.end());
+    while (out.tokens.member && first != best.begin() && first->first > out.settled_lsn)
+        --first;
+    for (auto place = best.begin(); place != best.end(); ++place) {
+        bool is_older = std::next(place) != best.end();
+        const media::RecoveredRecord& found = at(place->second);
+        if (place->first < first->first) {
+            unneeded_.push_back(found.position);
+        } else if (is_older) {
+            out.older_roots.push_back(
+                {retained(place->second), std::get<format::RootBody>(found.record.body)});
+        } else {
+            out.root = retained(place->second);
+        }
+    }
+}
+
+// Of copies of one record the one that was taken last counts, then the readable one.
+std::tuple<uint64_t, Epoch, bool, size_t> LogRecovery::rank(size_t index) const {
+    const media::RecoveredRecord& found = at(index);
+    return {found.record.open_number, found.record.epoch, found.payload_is_good, index};
+}
+
+void LogRecovery::keep_by_lsn(std::map<Lsn, size_t>& kept, size_t index) {
+    auto [place, inserted] = kept.emplace(at(index).record.lsn, index);
+    if (inserted) return;
+    bool is_better = rank(place->second) < rank(index);
+    unneeded_.push_back(at(is_better ? place->second : index).position);
+    if (is_better) place->second = index;
+}
+
+Retained LogRecovery::retained(size_t index) const {
+    Retained entry = make_retained(at(index).record, at(index).position);
+    entry.is_good = at(index).payload_is_good;
+    return entry;
+}
+
 void LogRecovery::keep_needed(const Indices& indices, Volume& out) {
     std::map<Lsn, size_t> data, meta;
-    std::optional<size_t> root, fence, damaged;
-    auto rank = [this](size_t i) {
-        return std::tuple(at(i).record.epoch, at(i).payload_is_good, i);
+    std::optional<size_t> fence, damaged;
+    Indices roots;
+    auto order = [this](size_t i) {
+        const auto* body = std::get_if<format::FenceBody>(&at(i).record.body);
+        uint64_t number = body != nullptr && body->member ? body->member->number : 0;
+        return std::tuple(at(i).record.epoch, number, at(i).payload_is_good, i);
     };
     auto keep = [&](std::optional<size_t>& best, size_t i) {
-        if (best) unneeded_.push_back(at(rank(*best) < rank(i) ? *best : i).position);
-        if (!best || rank(*best) < rank(i)) best = i;
-    };
-    auto keep_by_lsn = [&](std::map<Lsn, size_t>& kept, size_t i) {
-        auto [place, inserted] = kept.emplace(at(i).record.lsn, i);
-        if (inserted) return;
-        unneeded_.push_back(at(rank(place->second) < rank(i) ? place->second : i).position);
-        if (rank(place->second) < rank(i)) place->second = i;
+        if (best) unneeded_.push_back(at(order(*best) < order(i) ? *best : i).position);
+        if (!best || order(*best) < order(i)) best = i;
     };
     for (size_t i : indices) {
         const Record& record = at(i).record;
         bool is_needed = !out.is_dropped;
-        if (format::is_data(record.type)) is_needed &= record.lsn > out.drained_lsn;
-        if (format::is_meta(record.type)) is_needed &= record.lsn > out.meta_lsn;
+        if (format::is_data(record.type)) is_needed &= record.lsn > out.trimmed_drained_lsn;
+        if (format::is_meta(record.type)) is_needed &= record.lsn > out.trimmed_meta_lsn;
         if (record.type == RecordType::damage) is_needed &= !out.is_healed;
         if (!is_needed) {
             unneeded_.push_back(at(i).position);
@@ -130,24 +247,15 @@ void LogRecovery::keep_needed(const Indices& indices, Volume& out) {
             keep(fence, i);
         } else if (record.type == RecordType::damage) {
             keep(damaged, i);
-        } else if (!root || at(*root).record.lsn == record.lsn) {
-            keep(root, i);
         } else {
-            bool is_later = at(*root).record.lsn < record.lsn;
-            unneeded_.push_back(at(is_later ? *root : i).position);
-            if (is_later) root = i;
+            roots.push_back(i);
         }
     }
-    auto retained = [this](size_t i) {
-        Retained entry = make_retained(at(i).record, at(i).position);
-        entry.is_good = at(i).payload_is_good;
-        return entry;
-    };
+    keep_roots(roots, out);
     for (const auto& [lsn, i] : data)
         out.data.push_back(retained(i));
     for (const auto& [lsn, i] : meta)
         out.meta.push_back(retained(i));
-    if (root) out.root = retained(*root);
     if (fence) out.fence_record = retained(*fence);
     if (damaged) out.damage_record = retained(*damaged);
 }
@@ -162,9 +270,9 @@ void LogRecovery::check_chains(const Indices& indices, Volume& out) const {
     for (size_t i : indices) {
         const Record& record = at(i).record;
         Lsn missing;
-        if (record.prev_data_lsn > out.drained_lsn && !has(out.data, record.prev_data_lsn))
+        if (record.prev_data_lsn > out.trimmed_drained_lsn && !has(out.data, record.prev_data_lsn))
             missing = record.prev_data_lsn;
-        if (record.prev_meta_lsn > out.meta_lsn && !has(out.meta, record.prev_meta_lsn))
+        if (record.prev_meta_lsn > out.trimmed_meta_lsn && !has(out.meta, record.prev_meta_lsn))
             missing = record.prev_meta_lsn;
         if (record.root_lsn > root_lsn) missing = record.root_lsn;
         if (missing)
@@ -204,6 +312,32 @@ void LogRecovery::check_lost_frames(VolumeId id, const Indices& indices, Volume&
                fmt::format("journal frame {} cannot be read, and nothing after it says whether "
                            "records of this volume were in it",
                            lost.sequence));
+    }
+}
+
+// A fence of a member's log may have been lost, with an open or without: then what is found here is
+// the log of the past. A fence record that lies behind the lost frame is newer than what was in it.
+void LogRecovery::check_lost_fence(VolumeId id, const Indices& indices, Volume& out) const {
+    bool is_member = out.tokens.member || out.open_number_seen != 0;
+    if (!is_member || PLANTED("member.believes_an_old_fence")) return;
+    size_t fence_end = 0;
+    for (size_t i : indices) {
+        if (at(i).record.type == RecordType::fence) fence_end = i + 1;
+    }
+    for (const media::LostFrame& lost : recovery_.lost_frames) {
+        if (fence_end > lost.position_in_order) continue;
+        bool had_fence = !lost.witnesses_known;
+        for (const format::FrameWitness& witness : lost.witnesses)
+            had_fence |= witness.volume == id && witness.had_fence;
+        if (!had_fence) continue;
+        PROBE("replica.log.fence_lost");
+        out.is_fence_lost = true;
+        out.tokens.token = out.tokens.recorded_token = OpenToken(0);
+        damage(
+            out, lost.device_offset,
+            fmt::format("journal frame {} cannot be read, which may say that this log was fenced "
+                        "or opened anew",
+                        lost.sequence));
     }
 }
 

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <map>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -11,16 +13,46 @@ namespace peplos::replica {
 
 // Decides, from the records that a ring's recovery found, what each volume's log holds and whether
 // it is whole. Plain functions, no I/O.
+//
+// Which records are a member's log (DESIGN section 5)
+//   Each open of a log has a number, higher than that of every record that the ring held then, and
+//   every record carries the number of the open under which it was taken. The newest fence record
+//   names the opens whose records count, each up to an LSN (LogSpan). An open writes its records
+//   first and that fence record last, and the ring makes them durable in that order.
+//   - Half an open: no fence record names its number, so nothing of it counts, now or ever: later
+//     opens have higher numbers. The log is what it was.
+//   - An open that keeps less than the log had limits the older numbers to what it keeps. One that
+//     keeps nothing names its own number alone: what a member that left still had lying there when
+//     it came back does not count, whatever its epoch.
+//   - So two records that count and have one LSN are copies of one record: what is taken at an LSN
+//     that the log had before comes after an open that cut it off there.
+//   - A copy that was moved within the ring keeps its number, and fence records are numbered
+//     themselves: a move that comes late brings nothing back.
+//   The epoch would not do in place of the number: an adopted record keeps its epoch, and of two
+//   opens that came to nothing and to something the former may have the records of higher epochs.
+// A log that was never a member's has number 0 throughout and counts as a whole.
 class LogRecovery {
   public:
     struct Volume {
         VolumeId id;
         LineageId lineage;
         Epoch fence;
-        format::FenceBody tokens;
+        format::FenceBody tokens;  // and what a member knows
         Lsn last_lsn;
-        Lsn drained_lsn;
+        Lsn drained_lsn;  // the newest of seals and roots
         Lsn meta_lsn;
+        // What is really needed no more; lower for as long as a member's seals and roots may still
+        // be undone.
+        Lsn trimmed_drained_lsn;
+        Lsn trimmed_meta_lsn;
+        std::vector<Trimming> unsettled;
+        std::vector<Voiding> voidings;
+        std::vector<KeptRoot> older_roots;
+        uint64_t open_number = 0;
+        uint64_t open_number_seen = 0;
+        // Which opens and fences there were cannot be told: the log proves nothing, and is open for
+        // nobody.
+        bool is_fence_lost = false;
         Lsn settled_lsn;
         std::vector<Lsn> voided;  // ascending, above drained_lsn
         std::optional<format::RootBody> root_body;
@@ -51,7 +83,16 @@ class LogRecovery {
     const media::RecoveredRecord& at(size_t index) const { return recovery_.records[index]; }
 
     Volume fold(VolumeId id, const Indices& indices);
+    void take_fence(const Indices& indices, Volume& out);
+    Indices keep_counting(const Indices& indices, Volume& out);
+    void settle_trims(const Indices& indices, Volume& out) const;
+    void keep_roots(const Indices& indices, Volume& out);
+    void check_lost_fence(VolumeId id, const Indices& indices, Volume& out) const;
     void take_newest(const Indices& indices, Volume& out);
+    static void take_voided(Lsn lsn, const std::vector<Lsn>& voided, Volume& out);
+    std::tuple<uint64_t, Epoch, bool, size_t> rank(size_t index) const;
+    void keep_by_lsn(std::map<Lsn, size_t>& kept, size_t index);
+    Retained retained(size_t index) const;
     void keep_needed(const Indices& indices, Volume& out);
     void check_chains(const Indices& indices, Volume& out) const;
     void check_lost_frames(VolumeId id, const Indices& indices, Volume& out) const;

@@ -23,7 +23,10 @@ Retained* VolumeState::find(RecordType type, Lsn lsn) {
     std::optional<Retained>& single = type == RecordType::root    ? root
                                       : type == RecordType::fence ? fence_record
                                                                   : damage_record;
-    return single && single->lsn == lsn ? &*single : nullptr;
+    if (single && single->lsn == lsn) return &*single;
+    if (type != RecordType::root) return nullptr;
+    auto older = std::ranges::find(older_roots, lsn, [](const KeptRoot& r) { return r.entry.lsn; });
+    return older == older_roots.end() ? nullptr : &older->entry;
 }
 
 std::vector<const Retained*> VolumeState::in_order() const {
@@ -38,6 +41,13 @@ std::vector<const Retained*> VolumeState::in_order() const {
     return out;
 }
 
+media::Urgency urgency_of(RecordType type) {
+    using media::Urgency;
+    if (type == RecordType::write || type == RecordType::write_ref) return Urgency::user;
+    if (type == RecordType::settle) return Urgency::meta;  // an open must not wait for a drain
+    return format::is_data(type) ? Urgency::zero : Urgency::meta;
+}
+
 format::Record state_record(const VolumeState& state, RecordType type, format::RecordBody body) {
     format::Record record;
     record.type = type;
@@ -48,6 +58,7 @@ format::Record state_record(const VolumeState& state, RecordType type, format::R
     record.prev_meta_lsn = state.last_meta_lsn;
     record.root_lsn = state.last_root_lsn;
     record.settled_lsn = state.settled_lsn;
+    record.open_number = state.open_number;
     record.body = std::move(body);
     return record;
 }

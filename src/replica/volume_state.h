@@ -81,6 +81,15 @@ class Share {
         for (Waiter* waiter : waiters_)
             waiter->refusal = why;
         refuse_all();
+        refusal_ = why;
+        ++refusals_;
+    }
+    // How often everybody was refused, and why the last time. Who was granted room before that and
+    // runs only now goes on to wait for the ring, where nobody would refuse it any more.
+    uint64_t refusals() const { return refusals_; }
+    const Error& refusal() const {
+        CHECK(refusal_);
+        return *refusal_;
     }
     // Nobody refers to it: neither an admission nor a waiter.
     bool is_idle() const { return admitted_bytes_ == 0 && waiters_.empty(); }
@@ -100,6 +109,8 @@ class Share {
     uint64_t retained_bytes_ = 0;
     uint64_t admitted_bytes_ = 0;
     std::deque<Waiter*> waiters_;
+    uint64_t refusals_ = 0;
+    std::optional<Error> refusal_;
 };
 
 // A durable record that is still needed.
@@ -114,8 +125,42 @@ struct Retained {
     media::RecordPosition position;
 };
 
+// A root with what it says.
+struct KeptRoot {
+    Retained entry;
+    format::RootBody body;
+};
+// What a seal or a root makes needless.
+struct Trimming {
+    Lsn lsn;  // of that record
+    Lsn drained_lsn;
+    Lsn meta_lsn;  // of a root
+};
+// What a `settle` record names.
+struct Voiding {
+    Lsn lsn;  // of that record
+    std::vector<Lsn> voided;
+};
+
+// The limit of a span of a member's log that nothing cut off.
+inline constexpr Lsn kNoLimit{UINT64_MAX};
+
+// Told how each append of a member's log ended, in their order, from the ring's commit loop.
+class AppendWatch {
+  public:
+    virtual void on_appended(Lsn lsn, const Result<void>& outcome) = 0;
+
+  protected:
+    ~AppendWatch() = default;
+};
+
 // Invariants: data and meta are sorted by LSN; every entry pins its place in the ring; last_lsn
 // covers every entry.
+//
+// A member's log (`member` is there) may lose its last records again: those that its owner, or a
+// claimer, could not bring to all members. So what a seal or a root makes needless is released
+// only when that record itself cannot be undone any more, that is, when a durable record says that
+// it was acknowledged (settled_lsn). Until then it is in `unsettled`.
 struct VolumeState {
     VolumeState(VolumeId id, uint64_t share_bytes_max) : id(id), share(share_bytes_max) {}
 
@@ -141,6 +186,9 @@ struct VolumeState {
     uint64_t meta_bytes = 0;  // of `meta`
     uint64_t bad_count = 0;   // entries that are not good
     std::optional<Retained> root;
+    std::deque<KeptRoot> older_roots;  // of a member's log: the newest settled one and what follows
+    std::deque<Trimming> unsettled;    // of a member's log, ascending
+    std::vector<Voiding> voidings;     // of a member's log: where `voided` comes from
     std::optional<Retained> fence_record;
     std::optional<Retained> damage_record;
     std::string damage;  // why the log cannot be trusted; empty: it can
@@ -148,6 +196,16 @@ struct VolumeState {
     // it in memory heals the log: a root above them that covers it all.
     Lsn damage_lsn;
     Lsn damage_meta_lsn;
+
+    // What the newest fence record says of a member's log, from when it was submitted. None: this
+    // copy is the only one.
+    std::optional<format::MemberBody> member;
+    uint64_t open_number = 0;  // of the newest open
+    uint64_t open_number_seen =
+        0;                     // the highest of any record, also of an open that came to nothing
+    bool is_replaced = false;  // by an open that is under way and keeps nothing
+    bool is_noting = false;    // a record of what is released is under way
+    AppendWatch* watch = nullptr;
 
     Share share;
     LocalVolumeLog* log = nullptr;  // the one that is not fenced
@@ -172,6 +230,10 @@ constexpr uint64_t write_off_lsns(uint64_t ring_bytes) {
     constexpr uint64_t kLeast = 1 << 20;
     return std::max(kLeast, ring_bytes / format::kRecordHeaderBytes);
 }
+
+// What a record may take of a ring that runs short. Trims have a part of the reserve to themselves:
+// a flood of them must not take what seals need to free space.
+media::Urgency urgency_of(format::RecordType type);
 
 // A record of that state: fence, root or damage.
 format::Record state_record(const VolumeState& state, format::RecordType type,

@@ -5,6 +5,7 @@
 #include <boost/asio/read.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/write.hpp>
+#include <netinet/tcp.h>
 
 #include "runtime/boot_clock.h"
 
@@ -17,19 +18,39 @@ using Acceptor = asio::basic_socket_acceptor<Tcp, Executor>;
 using Resolver = asio::ip::basic_resolver<Tcp, Executor>;
 using ErrorCode = boost::system::error_code;
 
+constexpr int kKeepIdleSeconds = 10;
+constexpr int kKeepIntervalSeconds = 5;
+constexpr int kKeepCount = 3;
+// tcp(7): how long bytes may stay unacknowledged before the connection counts as broken.
+constexpr int kUnacknowledgedMilliseconds = 15'000;
+
 std::string text_of_endpoint(const Tcp::endpoint& endpoint) {
     std::string host = endpoint.address().to_string();
     return endpoint.address().is_v6() ? fmt::format("[{}]:{}", host, endpoint.port())
                                       : fmt::format("{}:{}", host, endpoint.port());
 }
 
+using KeepIdle = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPIDLE>;
+using KeepInterval = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPINTVL>;
+using KeepCount = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPCNT>;
+using UserTimeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
+
+// What is small is sent at once; a peer that is gone is given up after seconds, not hours.
+void set_socket_options(Socket& socket) {
+    ErrorCode ignored;
+    socket.set_option(Tcp::no_delay(true), ignored);
+    socket.set_option(asio::socket_base::keep_alive(true), ignored);
+    socket.set_option(KeepIdle(kKeepIdleSeconds), ignored);
+    socket.set_option(KeepInterval(kKeepIntervalSeconds), ignored);
+    socket.set_option(KeepCount(kKeepCount), ignored);
+    socket.set_option(UserTimeout(kUnacknowledgedMilliseconds), ignored);
+}
+
 class TcpConnection final : public Connection {
   public:
     TcpConnection(Socket socket, std::string peer)
         : socket_(std::move(socket)), peer_(std::move(peer)) {
-        ErrorCode ignored;
-        socket_.set_option(Tcp::no_delay(true), ignored);
-        socket_.set_option(asio::socket_base::keep_alive(true), ignored);
+        set_socket_options(socket_);
     }
 
     Task<Result<void>> read(Buffer into) override {
@@ -37,6 +58,14 @@ class TcpConnection final : public Connection {
         auto target = asio::buffer(into.data(), into.size());
         co_await asio::async_read(socket_, target, asio::redirect_error(kUseTask, error));
         co_return result_of(error, "reading from");
+    }
+    Task<Result<size_t>> read_some(Buffer into) override {
+        ErrorCode error;
+        auto target = asio::buffer(into.data(), into.size());
+        size_t count =
+            co_await socket_.async_read_some(target, asio::redirect_error(kUseTask, error));
+        if (error) co_return fail(result_of(error, "reading from").error());
+        co_return count;
     }
     Task<Result<void>> write(std::vector<Buffer> from) override {
         ErrorCode error;
@@ -53,6 +82,8 @@ class TcpConnection final : public Connection {
         socket_.close(ignored);
     }
     const std::string& peer() const override { return peer_; }
+    // TCP proves nothing.
+    const std::string& identity() const override { return identity_; }
 
   private:
     Result<void> result_of(const ErrorCode& error, std::string_view what) const {
@@ -62,6 +93,7 @@ class TcpConnection final : public Connection {
 
     Socket socket_;
     std::string peer_;
+    std::string identity_;
 };
 
 class TcpListener final : public Listener {

@@ -268,8 +268,11 @@ Result<void> DiskMedia::carry_out(InFlight& operation) {
     uint64_t offset = request.offset;
     for (const DiskFault& fault : operation.faults) {
         if (fault.effect != DiskEffect::misplaced) continue;
-        offset += static_cast<uint64_t>(fault.delta);
-        CHECK(offset + request.bytes <= size_bytes_ && offset % kBlockBytes == 0);
+        uint64_t moved = offset + static_cast<uint64_t>(fault.delta);
+        // It was armed before anybody knew how long the write would be.
+        if (moved + request.bytes > size_bytes_ || moved > size_bytes_) continue;
+        CHECK(moved % kBlockBytes == 0);
+        offset = moved;
     }
     bool fails = has(operation.faults, DiskEffect::io_error);
     switch (request.operation) {
@@ -358,7 +361,11 @@ Result<void> DiskMedia::carry_out_write(InFlight& operation, uint64_t offset) {
 
 void DiskMedia::carry_out_sync(uint64_t sequence) {
     for (auto it = history_.begin(); it != history_.end();) {
-        std::erase_if(it->second, [&](const Version& v) { return v.sequence <= sequence; });
+        // What came before a durable version is gone, also where a failed sync had forgotten it.
+        std::vector<Version>& versions = it->second;
+        auto is_covered = [sequence](const Version& v) { return v.sequence <= sequence; };
+        auto newest = std::ranges::find_if(versions.rbegin(), versions.rend(), is_covered);
+        versions.erase(versions.begin(), newest.base());
         it = it->second.empty() ? history_.erase(it) : std::next(it);
     }
 }

@@ -90,6 +90,7 @@ class Process final : public asio::execution_context {
     std::string name_;
     bool alive_ = true;
     bool is_dying_ = false;
+    Time paused_until_{};  // its events wait until then
     uint64_t task_last_ = 0;
     std::vector<Doomed> doomed_;
     ProcessClock clock_;

@@ -81,6 +81,11 @@ bool World::step() {
     }
     Event event = std::move(ready_.front());
     ready_.pop_front();
+    if (event.process != nullptr && event.process->paused_until_ > now_) {
+        timers_.push_back({event.process->paused_until_, std::move(event)});
+        std::push_heap(timers_.begin(), timers_.end());
+        return true;
+    }
     ++event_count_;
     uint64_t process_number = event.process == nullptr ? 0 : event.process->number();
     note(event.number ^ (process_number << 48) ^
@@ -130,7 +135,17 @@ void World::drop_events_of(Process& process) {
         event.run = nullptr;
 }
 
+bool World::is_up(std::string_view name) const {
+    return std::ranges::any_of(processes_, [name](const auto& process) {
+        return process->is_alive() && process->name() == name;
+    });
+}
+
 void World::kill(Process& process) {
+    end(process, Leaving::closed);
+}
+
+void World::end(Process& process, Leaving leaving) {
     CHECK(running_process_ != &process, "a process cannot kill itself: do it between events");
     if (!process.alive_) return;
     process.alive_ = false;
@@ -138,7 +153,7 @@ void World::kill(Process& process) {
     note(0xdead0000 + process.number());
     for (auto& [path, media] : disks_)
         media->drop_in_flight(&process, disk_random_);
-    net_.drop(&process);
+    net_.drop(&process, leaving);
     drop_events_of(process);
     process.destroy_waiters();
     process.destroy_doomed();
@@ -147,7 +162,7 @@ void World::kill(Process& process) {
 }
 
 void World::crash(Process& process, CrashOptions options) {
-    kill(process);
+    end(process, Leaving::silent);
     for (auto& [path, media] : disks_) {
         if (media->was_used_by(&process)) media->lose_power(disk_random_, options);
     }

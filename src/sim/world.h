@@ -87,6 +87,10 @@ class World {
     // Everything stands still meanwhile but the clock, as after SIGSTOP or a frozen guest; then all
     // that is due is due at once. May be called inside an event.
     void pause(Duration duration) { now_ += duration; }
+    // One process stands still meanwhile, and all others go on.
+    void pause(Process& process, Duration duration) {
+        process.paused_until_ = std::max(process.paused_until_, now_ + duration);
+    }
 
     // The device behind a path: made here or by the first open with create_bytes.
     DiskMedia& make_disk(const std::string& path, uint64_t bytes);
@@ -101,6 +105,8 @@ class World {
     Random& random() { return test_random_; }
     uint64_t seed() const { return seed_; }
     const WorldOptions& options() const { return options_; }
+    // Whether a process of that name lives: a machine that answers.
+    bool is_up(std::string_view name) const;
 
     Time now() const { return now_; }
     WallTime wall_now() const;
@@ -142,6 +148,7 @@ class World {
     T finish(Process& process, const std::shared_ptr<Outcome<T>>& outcome, Task<void> task);
     void make_ready_what_is_due();
     void drop_events_of(Process& process);
+    void end(Process& process, Leaving leaving);
     void succeed();
     // Kills everything, then throws.
     [[noreturn]] void give_up(std::string_view why);

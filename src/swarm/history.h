@@ -23,6 +23,9 @@ inline constexpr Moment kNever = UINT64_MAX;
 // zeros (trim) all look alike: a read of zeros must fit at least one of them, and is put into that
 // one's zone where it fits only one.
 //
+// Sectors of a block that were only ever written together share one register: what holds for one
+// holds for all.
+//
 // A write that failed or was cut off by a crash may have happened or not, but not after settle().
 // One that no read has seen by then is left out; one that was seen happened.
 class History {
@@ -32,8 +35,8 @@ class History {
     // `salt` makes the content of volumes differ, so that bytes of another volume are noticed.
     History(uint64_t salt, uint64_t bytes);
 
-    uint64_t size_bytes() const { return sectors_.size() * kSector; }
-    // The new part reads as zeros.
+    uint64_t size_bytes() const { return blocks_.size() * kBlockBytes; }
+    // The new part reads as zeros. Requires: whole blocks of 4 KiB.
     void grow(uint64_t bytes);
 
     // The number of a write; its bytes come from fill().
@@ -69,17 +72,32 @@ class History {
         Moment write_end = kNever;
         Moment first_end = kNever;
         Moment last_begin = 0;
-    };
-    using Sector = std::vector<Value>;
 
-    std::string note_read(Sector& sector, uint64_t offset, Bytes content, Moment began, Moment end);
-    std::string note_zeros(Sector& sector, uint64_t offset, Moment began, Moment end);
-    std::string settle_sector(Sector& sector, uint64_t offset, Moment settled);
-    static bool is_overwritten(const Sector& sector, const Value& value, Moment began);
-    std::string about(const Sector& sector) const;
+        bool operator==(const Value&) const = default;
+    };
+    // The values of some sectors that follow each other.
+    using Register = std::vector<Value>;
+    // One register of all its sectors, or one of each.
+    using Block = std::vector<Register>;
+    static constexpr size_t kSectors = kBlockBytes / kSector;
+
+    static void split(Block& block);
+    static void merge(Block& block);
+    // Calls `use` with each register of the range, which splits blocks that it covers in part.
+    template <typename Use>
+    void for_registers(uint64_t offset, uint64_t bytes, Use use);
+    std::string note_block(Block& block, uint64_t offset, Bytes content, Moment began, Moment end);
+    std::string note_read(Register& values, uint64_t offset, Bytes content, Moment began,
+                          Moment end);
+    std::string note_version(Register& values, uint64_t offset, uint64_t version, Moment began,
+                             Moment end);
+    std::string note_zeros(Register& values, uint64_t offset, Moment began, Moment end);
+    std::string settle_register(Register& values, uint64_t offset, Moment settled);
+    static bool is_overwritten(const Register& values, const Value& value, Moment began);
+    std::string about(const Register& values) const;
 
     uint64_t salt_;
-    std::vector<Sector> sectors_;
+    std::vector<Block> blocks_;
     uint32_t version_ = 0;
     Moment now_ = 1;
     uint64_t operation_count_ = 0;

@@ -154,6 +154,7 @@ Plan draw_plan(std::string_view name, uint64_t seed, Edition edition) {
     sim::Random second(seed, kSecondStream);
     draw_second_edition(plan, second);
     if (name == "calm") plan.cut_start_permille = 0;
+    if (name != "calm") plan.faults = 20;
     if (name == "swarm" || name == "disk") draw_second_faults(plan, second);
     if (name == "damage" || (name == "swarm" && second.chance(100))) draw_damage(plan, second);
     return plan;

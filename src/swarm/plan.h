@@ -33,6 +33,7 @@ struct Plan {
     uint64_t volume_bytes_max = 0;
     uint32_t workers_per_volume = 1;
     uint64_t operations = 0;  // at least so many in all
+    uint64_t faults = 0;      // and so many of these
     uint64_t life_events_max = 0;
     // Weights of operations; 0: never.
     uint32_t write_weight = 0;

@@ -122,7 +122,15 @@ TEST_F(Recover, ALostEndOfTheJournalIsAcceptedVolumeByVolume) {
     ASSERT_TRUE(mount("hurt"));
     EXPECT_EQ(read("hurt", 8 * kMiB), "");
     EXPECT_FALSE(mount("whole"));
-    ASSERT_TRUE(recover("whole", Loss::accept));
+    // Nothing is given up unseen: this daemon has shown nothing yet.
+    auto unseen = recover("whole", Loss::accept);
+    ASSERT_TRUE(unseen);
+    EXPECT_FALSE(unseen->is_done || unseen->is_whole);
+    EXPECT_EQ(unseen->losses.size(), 1u);
+    EXPECT_FALSE(mount("whole"));
+    EXPECT_EQ(info("whole").recovered_at, WallTime{});
+    unseen = recover("whole", Loss::accept);
+    ASSERT_TRUE(unseen && unseen->is_done);
     ASSERT_TRUE(mount("whole"));
     EXPECT_EQ(read("whole", 4 * kMiB), "");
     shut_down();
@@ -174,6 +182,7 @@ TEST_F(Recover, AVolumeThatTheHostStillHasIsLeftAlone) {
     EXPECT_NE(refused.error().message().find("peplos volume detach hurt --force"),
               std::string::npos);
     ASSERT_TRUE(world.run(daemon->node.detach_forced("hurt")));
+    ASSERT_TRUE(recover("hurt", Loss::show));
     auto done = recover("hurt", Loss::accept);
     ASSERT_TRUE(done) << done.error().text();
     ASSERT_TRUE(mount("hurt"));

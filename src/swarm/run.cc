@@ -11,6 +11,7 @@ constexpr uint64_t kWorkStream = 0x3041;
 // With the faults over, whatever is pending ends within this much simulated time.
 constexpr Duration kPatience = std::chrono::minutes(20);
 constexpr int kStartTriesMax = 50;
+constexpr uint64_t kShortLifeEvents = 500;
 constexpr int kCutsMax = 4;
 
 sim::WorldOptions world_options(const Plan& plan) {
@@ -45,6 +46,13 @@ void RunCounts::add(const RunCounts& other) {
         probes[name] += count;
     for (const auto& [name, count] : other.passes)
         passes[name] += count;
+}
+
+uint64_t RunCounts::fault_count() const {
+    uint64_t count = kills + power_losses;
+    for (const auto& [name, injected] : faults)
+        count += injected;
+    return count;
 }
 
 Run::Run(uint64_t seed, Plan plan, Trace& trace)
@@ -122,9 +130,13 @@ void Run::live_all() {
         if (!added) throw Failed("adding a device: " + added.error().text());
     }
     find_logs();
-    for (int lives = 0; operation_count() < plan_.operations && lives < 200; ++lives) {
+    for (int lives = 0; lives < 200; ++lives) {
+        bool has_worked = operation_count() >= plan_.operations;
+        if (has_worked && report_.counts.fault_count() >= plan_.faults) break;
         EndOfLife end = draw_end();
-        live(end, random_.between(1, plan_.life_events_max));
+        uint64_t life_events = random_.between(1, plan_.life_events_max);
+        // What is left is to crash often enough.
+        live(end, has_worked ? std::min(life_events, kShortLifeEvents) : life_events);
         end_life(end);
         if (end == EndOfLife::power_loss) visit_with_wrong_disk();
         if (end == EndOfLife::power_loss) maybe_roll_back();

@@ -33,6 +33,8 @@ struct RunCounts {
     std::map<std::string, uint64_t, std::less<>> passes;  // of each FAULT
 
     void add(const RunCounts& other);
+    // Crashes (a start that was cut off is one of them) and what else was injected.
+    uint64_t fault_count() const;
 };
 
 struct RunReport {

@@ -229,7 +229,13 @@ void Run::maybe_roll_back() {
 Task<void> Run::forget_rolled_back() {
     for (size_t i = 0; i < disks_.size();) {
         auto found = co_await daemon_->node.volume(disks_[i]->name);
-        bool is_it = found && (found->id == disks_[i]->id || disks_[i]->id == VolumeId{});
+        // One that was created and never opened is known by its name alone; an older one may have
+        // had that, too.
+        bool is_old = found && std::ranges::any_of(removed_, [&](const auto& disk) {
+                          return disk->id == found->id;
+                      });
+        bool is_new = disks_[i]->id == VolumeId{} && !is_old;
+        bool is_it = found && (found->id == disks_[i]->id || is_new);
         if (is_it && found->state != "deleting") {
             disks_[i++]->id = found->id;
             continue;

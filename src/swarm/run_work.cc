@@ -78,7 +78,7 @@ Task<void> Run::pick_up(Disk& disk) {
 void Run::find_closed(Disk& disk, const std::string& what, const Error& error) {
     note(fmt::format("volume {} {}: {}", disk.name, what, error.text()));
     bool is_damage = error.code() == Code::corrupt || error.code() == Code::io_error ||
-                     error.code() == Code::unavailable;
+                     error.code() == Code::unavailable || error.code() == Code::not_found;
     disk.hurt = is_damaged() && is_damage;
     if (disk.hurt) return;
     problem_ = fmt::format("volume {} {}: {}", disk.name, what, error.text());
@@ -87,10 +87,11 @@ void Run::find_closed(Disk& disk, const std::string& what, const Error& error) {
 // What a recovery that accepts loss leaves may be older than what was acknowledged, never other
 // bytes; and the volume works again.
 Task<void> Run::accept_loss(Disk& disk) {
+    std::ignore = co_await daemon_->node.recover_volume(disk.name, fabric::Node::Loss::show);
     auto recovered = co_await daemon_->node.recover_volume(disk.name, fabric::Node::Loss::accept);
     note(fmt::format("recover {}: {}", disk.name,
                      recovered ? recovered->message : recovered.error().text()));
-    if (!recovered) co_return;
+    if (!recovered || !(recovered->is_done || recovered->is_whole)) co_return;
     ++report_.counts.recoveries;
     auto path = co_await daemon_->node.mount(disk.name, "rescue");
     auto device = host_.device(disk.id);

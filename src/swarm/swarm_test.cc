@@ -44,7 +44,12 @@ TEST(Swarm, EveryMistakeIsPlantedSomewhere) {
         listed.insert(mistake.name);
     std::set<std::string_view> planted;
     for (const base::Site* site = base::sites_begin; site != base::sites_end; ++site) {
-        if (site->kind == base::SiteKind::planted) planted.insert(site->name);
+        // Those of the protocol are found by `model`, those of members by replica's crash tests,
+        // those of owners and claimers by its nemesis.
+        const std::string_view name(site->name);
+        bool is_ours = !name.starts_with("protocol.") && !name.starts_with("member.") &&
+                       !name.starts_with("owner.") && !name.starts_with("claimer.");
+        if (site->kind == base::SiteKind::planted && is_ours) planted.insert(site->name);
     }
     EXPECT_EQ(listed, planted);
 }
@@ -79,6 +84,10 @@ TEST(Swarm, SeedsThatFoundBugs) {
         // The scan of a journal passed over the frame that showed that those before it were lost.
         {"damage", 506, Edition::second},
         {"damage", 563, Edition::second},
+        // With one of two devices missing, large writes that lay there were taken for torn.
+        {"swarm", 1000510, Edition::second},
+        {"swarm", 1001650, Edition::second},
+        {"disk", 1000372, Edition::second},
     };
     for (const Seed& s : kSeeds)
         EXPECT_EQ(run(s.plan, s.seed, 2'000, s.edition).problem, "")

@@ -149,21 +149,6 @@ Task<Result<void>> BlockMap::lookup(Lba first, std::span<MapEntry> out) {
     co_return Result<void>{};
 }
 
-void BlockMap::prefetch(Lba first, uint64_t block_count) {
-    if (block_count == 0 || first.value >= block_count_) return;
-    const uint64_t end = std::min(block_count_, first.value + block_count);
-    gate_.spawn(executor_, prefetch_leaves(first.value / limits::kLeafBlocks,
-                                           div_up(end, limits::kLeafBlocks)));
-}
-
-Task<void> BlockMap::prefetch_leaves(uint64_t first, uint64_t end) {
-    for (uint64_t i = first; i < end && !gate_.is_closed(); ++i) {
-        if (!is_missing(i)) continue;
-        Result<LeafPin> pin = co_await fetch(i);
-        if (!pin) co_return;  // the lookup that needs it meets the error again
-    }
-}
-
 // Leaves ---------------------------------------------------------------------------------------
 
 Task<Result<LeafPin>> BlockMap::fetch(uint64_t leaf_index) {
@@ -472,6 +457,8 @@ Task<Result<void>> BlockMap::apply(MapChange change) {
 }
 
 Task<Result<void>> BlockMap::apply_all(MapChange change) {
+    if (FAULT("volume.map.leaves_are_away"))
+        co_return fail(Code::busy, "the map's leaves cannot be read now: as a test wishes");
     for (const ZeroExtent& loss : change.losses) {
         if (loss.block_count != 0) CO_TRY(co_await apply_loss(loss));
     }

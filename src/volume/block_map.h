@@ -83,7 +83,7 @@ struct MapChange {
 //                             +--write failed: idle    +--abort_checkpoint: idle
 //
 // One executor. Tasks borrow the map and their arguments; close() waits for the map's own
-// background work (prefetches); it must be called, and have resolved, before destruction.
+// background work (leaves that it loads); it must be called, and have resolved, before destruction.
 class BlockMap {
   public:
     // A new, empty map of `block_count` blocks (at most 64 TiB). Constant time.
@@ -124,8 +124,6 @@ class BlockMap {
     // The same, loading leaves; concurrent loads of one leaf are one read.
     // Errors: corrupt (named), and those of PageStore::read.
     runtime::Task<Result<void>> lookup(Lba first, std::span<MapEntry> out);
-    // Starts to load the leaves of the range in the background; errors show at the next lookup.
-    void prefetch(Lba first, uint64_t block_count);
 
     // Change -------------------------------------------------------------------------------------
 
@@ -288,7 +286,6 @@ class BlockMap {
     void merge_unread(uint64_t leaf_index);
     void end_loading(uint64_t leaf_index, Loading& loading, const Result<void>& read);
     void count_out(const MapEntry& old);
-    runtime::Task<void> prefetch_leaves(uint64_t first, uint64_t end);
     void evict(Leaf& leaf);
     void destroy_leaf(Slot& slot);
     void capture(Interior& interior, uint64_t leaf_index);

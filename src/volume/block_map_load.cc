@@ -5,6 +5,7 @@
 
 #include "volume/block_map.h"
 #include "volume/checkpoint.h"
+#include "volume/patient_read.h"
 
 namespace peplos::volume {
 
@@ -48,13 +49,29 @@ Task<Result<RootPage>> BlockMap::load_root(RootRef ref) {
     }
     const uint64_t begin = round_down(offset, kBlockBytes);
     Buffer bytes = Buffer::allocate(round_up(offset + ref.bytes, kBlockBytes) - begin);
-    CO_TRY(co_await store_.read(ref.segment, begin, bytes));
-    const Bytes page = bytes.bytes().subspan(offset - begin, ref.bytes);
-    auto decoded = decode_root(page, identity_of(PageKind::root, 0), ref);
-    if (!decoded) {
-        co_return fail(store_.corrupt_at(ref.segment, offset, std::move(decoded).error()));
+    Result<RootPage> root = fail(Code::not_found, "map segment {} has no copy", ref.segment);
+    bool is_away = false;
+    for (uint32_t copy = 0; copy == 0 || copy < store_.copy_count(ref.segment); ++copy) {
+        auto read = co_await store_.read_copy(ref.segment, copy, begin, bytes);
+        const Bytes page = bytes.bytes().subspan(offset - begin, ref.bytes);
+        Result<RootPage> decoded = read ? decode_root(page, identity_of(PageKind::root, 0), ref)
+                                        : Result<RootPage>(std::unexpected(read.error()));
+        if (decoded && copy != 0) store_.note_bad(ref.segment, 0);
+        if (decoded) co_return decoded;
+        is_away = is_away || !is_damage(decoded.error().code());
+        if (copy == 0 && read) {
+            root = fail(store_.corrupt_at(ref.segment, offset, std::move(decoded).error()));
+        } else if (copy == 0) {
+            root = std::move(decoded);
+        }
     }
-    co_return decoded;
+    if (is_away && is_damage(root.error().code())) {
+        co_return fail(Code::unavailable,
+                       "{}; another copy may be good, and its node does not "
+                       "answer",
+                       root.error().message());
+    }
+    co_return root;
 }
 
 Result<void> BlockMap::load_interior(uint64_t key, const PageSlot& slot, Bytes page) {

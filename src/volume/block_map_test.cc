@@ -8,8 +8,8 @@
 namespace peplos::volume {
 namespace {
 
-using testing::MapFixture;
-using testing::run;
+using map_testing::MapFixture;
+using map_testing::run;
 
 constexpr uint64_t kTiBBlocks = kTiB / kBlockBytes;
 
@@ -85,6 +85,28 @@ TEST(BlockMap, ZeroOverUnmappedSpaceIsCheap) {
     EXPECT_EQ(f.map->mapped_count(), 0u);
     EXPECT_LE(f.map->memory_bytes(), before + 64);
     EXPECT_EQ(f.cache.bytes(), 0u) << "emptied leaves need no memory";
+}
+
+TEST(BlockMap, ARootRecordThatNamesNoPossiblePlaceIsRefused) {
+    MapFixture f(kTiBBlocks);
+    f.write(Lsn(1), {1, 2, 3});
+    const RootRef good = f.checkpoint(Lsn(1));
+    ASSERT_TRUE(f.reload(good));
+    const auto refused = [&](auto change) {
+        RootRef bad = good;
+        change(bad);
+        Result<void> loaded = f.reload(bad);
+        return loaded ? Code::busy : loaded.error().code();
+    };
+    using R = RootRef;
+    EXPECT_EQ(refused([](R& r) { r.bytes = format::kRootBytesMax + 512; }), Code::corrupt);
+    EXPECT_EQ(refused([](R& r) { r.bytes += 1; }), Code::corrupt);
+    EXPECT_EQ(refused([](R& r) { r.segment = {}; }), Code::corrupt);
+    EXPECT_EQ(refused([](R& r) { r.sequence = 0; }), Code::corrupt);
+    EXPECT_EQ(refused([](R& r) { r.segment_index = limits::kSegmentIndexMax + 1; }), Code::corrupt);
+    EXPECT_EQ(refused([](R& r) { r.offset_units = limits::kSegmentBytesMax / 512; }),
+              Code::corrupt);
+    ASSERT_TRUE(f.reload(good));
 }
 
 TEST(BlockMap, CheckpointAndReload) {

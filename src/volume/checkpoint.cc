@@ -119,6 +119,10 @@ void Checkpoint::choose_victims() {
             entry->state != SegmentState::sealed || entry->live_count == 0) {
             continue;
         }
+        if (map_.store_.is_to_be_left(index)) {
+            victims_.insert(index);
+            continue;
+        }
         // Measured against the run it takes: the small remains of many checkpoints flow together.
         const uint64_t run = format::segment_run_bytes(
             format::kSegmentDataOffset + uint64_t{entry->block_count} * format::kPlaceUnitBytes);

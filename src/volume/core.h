@@ -86,8 +86,14 @@ struct OpenSegment {
     uint32_t index = 0;
     uint32_t block_count = 0;  // handed out
     uint32_t block_count_max = 0;
+    // Payloads on their way into it whose records have no LSN yet: only with copies on other nodes.
+    uint32_t unnumbered = 0;
+    // A copy of it is not what it should be: nothing more goes in, and no drain seals it.
+    bool is_given_up = false;
 
-    bool has_room(uint32_t blocks) const { return block_count + blocks <= block_count_max; }
+    bool has_room(uint32_t blocks) const {
+        return !is_given_up && block_count + blocks <= block_count_max;
+    }
 };
 
 // One drain, some of whose segments have no readable index.
@@ -154,9 +160,13 @@ struct VolumeCore {
     // ---- drain and upkeep ----
     std::map<uint64_t, Time> unread_references;  // blocks of large writes, since when
     std::vector<std::shared_ptr<OpenSegment>> frozen_segments;  // refs of the frozen generation
-    runtime::Mutex draining;                                    // drain as a whole
-    runtime::Mutex meta;                                        // append a meta record and apply it
-    runtime::Mutex upkeep;                                      // checkpoint, removal, relocation
+    // Of these, those that cannot be sealed in every copy: their blocks are written anew.
+    std::vector<std::shared_ptr<OpenSegment>> given_up_segments;
+    bool is_freezing = false;
+    runtime::WaitList numbered;  // a payload's record got its LSN, or will get none
+    runtime::Mutex draining;     // drain as a whole
+    runtime::Mutex meta;         // append a meta record and apply it
+    runtime::Mutex upkeep;       // checkpoint, removal, relocation
     LifetimePredictor lifetimes;
     Lsn drained_lsn;
     Lsn meta_lsn;  // newest meta record applied
@@ -205,7 +215,9 @@ struct VolumeCore {
         Lsn lsn, const format::SealedSegment& sealed);
     Task<Result<void>> attach_segments();
     void settle_open_segments();
-    void adopt_open_segments();
+    Task<void> adopt_open_segments();
+    Task<void> tidy_up(std::vector<SegmentId> leftovers);
+    Task<void> mend_missing_copies();
     Task<void> remove_leftovers(std::vector<SegmentId> ids);
     std::vector<SegmentId> find_leftovers() const;
     std::vector<SegmentId> deleted_in_replay;
@@ -236,6 +248,15 @@ struct VolumeCore {
     Task<Result<void>> grow(uint64_t size_bytes);
     Task<Result<void>> write_blocks(Lba lba, Buffer data);
     Task<Result<void>> write_large(Lba lba, Buffer data);
+    // With copies on other nodes: the payload is durable in all of them before the record gets its
+    // LSN, so that a node which fails meanwhile costs another attempt, not the volume.
+    Task<Result<void>> write_large_first(format::Record record, replica::Admission admission,
+                                         Buffer data);
+    Task<Result<bool>> find_open_segment(Lba lba, uint32_t block_count);
+    replica::AppendTicket submit_reference(format::Record record, replica::Admission admission,
+                                           const OpenSegment& segment, uint64_t offset);
+    void give_up(const std::shared_ptr<OpenSegment>& segment);
+    void open_ahead_of(const OpenSegment& segment);
     Task<Result<void>> write_pieces(Lba lba, Buffer data);
     Task<Result<void>> write_partial(uint64_t offset, Buffer from);
     Task<Result<void>> write_partial_piece(uint64_t offset, Buffer from);
@@ -280,7 +301,8 @@ struct VolumeCore {
     Task<Result<void>> read(uint64_t offset, Buffer into);
     // Whole blocks; no accounting.
     Task<Result<void>> read_blocks(Lba first, Buffer into);
-    Error corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba);
+    Error corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba,
+                        uint32_t copy = 0);
     Error lost_block(Lba lba) const;
 
     // ---- drain.cc ----
@@ -290,6 +312,7 @@ struct VolumeCore {
     // ---- upkeep.cc ----
     Task<Result<void>> checkpoint();
     Task<Result<void>> checkpoint_locked();
+    Task<Result<void>> checkpoint_once();
     // Before a checkpoint: leaves that could not be read are read now, or given up after long.
     Task<Result<void>> settle_unread_leaves();
     std::optional<Time> unread_since;
@@ -303,11 +326,13 @@ struct VolumeCore {
     Task<Result<void>> remove_dead_locked();
     Task<Result<void>> relocate(std::vector<uint32_t> indexes, uint8_t lifetime_class);
     Task<Result<ScrubResult>> scrub(uint32_t index);
+    Task<Result<ScrubResult>> check_segment(uint32_t index);
     Task<void> scrub_sealed(uint32_t index, ScrubResult& out);
     Task<Result<std::string>> dump_map();
     // Appends a meta record and, once durable, runs nothing: the caller applies. Requires: meta
     // is locked. Gives the LSN.
     Task<Result<Lsn>> append_meta(format::Record record);
+    Task<Result<void>> apply_patiently(MapChange change);
     // Applies in steps that let others run.
     Task<Result<void>> apply_change(Lsn lsn, std::span<const ZeroExtent> zeros,
                                     std::span<const MapUpdate> updates,
@@ -316,7 +341,8 @@ struct VolumeCore {
 
 // What the segment table says of a sealed data segment.
 SegmentEntry entry_of(const WrittenSegment& segment, Lsn sealed_lsn);
-SegmentEntry entry_of(const format::SegmentFooter& footer, uint32_t block_count, Lsn sealed_lsn);
+SegmentEntry entry_of(const format::SegmentFooter& footer, GroupId group, uint32_t block_count,
+                      Lsn sealed_lsn);
 
 // Memory that one block's reference costs, as the overlay budget counts it.
 inline constexpr uint64_t kReferenceBytes = 64;
@@ -324,6 +350,12 @@ inline constexpr uint64_t kZeroExtentsMax = 8192;
 // A leaf that its device did not give for so long, while it gave the rest of that segment, will not
 // come back, and the journal cannot keep its changes for ever.
 inline constexpr Duration kUnreadPatience = std::chrono::hours(1);
+// The volume cannot go on: this node's device failed, or another owner has it.
+constexpr bool is_final(Code code) {
+    return code == Code::io_error || code == Code::fenced;
+}
+// How often what failed by another node's copy is tried with other nodes before it has failed.
+inline constexpr int kCopyAttempts = 3;
 // How long a large write may be acknowledged without a record that says so.
 inline constexpr Duration kSettleDelay = std::chrono::milliseconds(50);
 // Undrained data from which on a drain is worth its while.

@@ -13,6 +13,10 @@ namespace {
 
 // Steps of a map change between which others run.
 constexpr size_t kApplyStep = 2048;
+// A durable change waits so long for leaves that are elsewhere; then only a new open can help.
+constexpr Duration kLeafPatience = std::chrono::seconds(30);
+constexpr Duration kLeafPauseMin = std::chrono::milliseconds(10);
+constexpr Duration kLeafPauseMax = std::chrono::milliseconds(500);
 // Entries of a dropped generation that are destroyed at a time.
 constexpr size_t kDropStep = 4096;
 // Blocks whose lifetime is predicted at a time.
@@ -42,6 +46,9 @@ class Drain {
         bool is_reserved = true;  // and not added yet
     };
 
+    Task<Result<void>> write_all();
+    void start_again();
+    void set_aside_given_up();
     void collect();
     Task<void> split_by_lifetime();
     bool is_short_lived(const Item& item);
@@ -64,6 +71,7 @@ class Drain {
     std::vector<size_t> written_;
     size_t short_lived_count_ = 0;
     std::vector<Output> outputs_;
+    bool is_sealed_ = false;                           // the record is durable
     std::vector<std::shared_ptr<OpenSegment>> empty_;  // large segments that lost every block
 };
 
@@ -73,7 +81,16 @@ bool Drain::is_large_of_this_drain(format::Place place) const {
     });
 }
 
+// What cannot be sealed in every copy is written anew.
+void Drain::set_aside_given_up() {
+    for (const std::shared_ptr<OpenSegment>& segment : core_.frozen_segments) {
+        if (segment->is_given_up) core_.given_up_segments.push_back(segment);
+    }
+    std::erase_if(core_.frozen_segments, [](const auto& segment) { return segment->is_given_up; });
+}
+
 void Drain::collect() {
+    set_aside_given_up();
     const OverlayGeneration& frozen = core_.overlay.frozen();
     items_.reserve(frozen.blocks.size());
     for (const auto& [lba, entry] : frozen.blocks) {
@@ -114,9 +131,8 @@ Task<void> Drain::split_by_lifetime() {
         if (i % kPredictStep == kPredictStep - 1) co_await runtime::yield();
     }
     uint64_t long_lived_count = own_blocks(parts[1].size());
-    bool is_worth_it =
-        core_.lifetimes.has_signal() && !parts[0].empty() && long_lived_count != 0 &&
-        core_.resources.space.headroom_units() >= static_cast<int64_t>(kSplitUnitsMin);
+    bool is_worth_it = core_.lifetimes.has_signal() && !parts[0].empty() && long_lived_count != 0 &&
+                       core_.segments.headroom_units() >= static_cast<int64_t>(kSplitUnitsMin);
     if (!is_worth_it || FAULT("volume.drain.one_stream")) co_return;
     PROBE("volume.drain.split");
     auto rest = parts[1].begin() + static_cast<ptrdiff_t>(long_lived_count);
@@ -196,7 +212,7 @@ Task<Result<Drain::Output>> Drain::write_some(size_t first, size_t& taken) {
     }
     auto blocks = co_await load(first, run.blocks);
     if (!blocks) co_return fail(std::move(blocks).error());
-    if (core_.resources.space.free_units() <
+    if (core_.segments.free_units() <
         run.bytes / kMiB + core_.checkpoint_units(VolumeCore::leaf_count(*blocks))) {
         co_return fail(Code::no_space,
                        "volume {} cannot be drained: what is left is kept for the cleaner",
@@ -254,11 +270,19 @@ Task<Result<void>> Drain::index_large() {
             empty_.push_back(segment);
             continue;
         }
+        // A node with a copy may have begun anew since: what it has is durable, its grant is gone.
+        auto adopted = co_await core_.segments.adopt(segment->handle);
+        if (!adopted) {
+            segment->is_given_up = true;
+            co_return adopted;
+        }
         Output output;
         output.index = segment->index;
-        CO_TRY_ASSIGN(output.segment,
-                      co_await write_index(core_.segments, segment->handle, SegmentKind::large,
-                                           kLongLivedClass, entries, segment->block_count));
+        auto indexed = co_await write_index(core_.segments, segment->handle, SegmentKind::large,
+                                            kLongLivedClass, entries, segment->block_count);
+        if (!indexed && segment->handle.copies()) segment->is_given_up = true;
+        if (!indexed) co_return fail(std::move(indexed).error());
+        output.segment = std::move(*indexed);
         outputs_.push_back(std::move(output));
     }
     co_return Result<void>{};
@@ -267,9 +291,23 @@ Task<Result<void>> Drain::index_large() {
 Task<Result<void>> Drain::make_durable() {
     // Payload and index of large writes are durable as they are written.
     bool is_synced = written_.empty() || PLANTED("drain.seals_before_sync");
-    if (!is_synced) CO_TRY(co_await core_.segments.sync_all());
-    for (Output& output : outputs_)
-        CO_TRY(co_await seal_segment(output.segment));
+    if (!is_synced) {
+        std::vector<SegmentHandle> handles;
+        for (const Output& output : outputs_) {
+            bool is_large = output.segment.footer.header.kind == SegmentKind::large;
+            if (!is_large) handles.push_back(output.segment.handle);
+        }
+        CO_TRY(co_await core_.segments.sync(std::move(handles)));
+    }
+    for (Output& output : outputs_) {
+        auto sealed = co_await seal_segment(output.segment);
+        if (sealed) continue;
+        for (const std::shared_ptr<OpenSegment>& segment : core_.frozen_segments) {
+            if (segment->handle.copies() && segment->index == output.index)
+                segment->is_given_up = true;
+        }
+        co_return sealed;
+    }
     co_return Result<void>{};
 }
 
@@ -280,7 +318,7 @@ Task<Result<void>> Drain::seal() {
     for (const Output& output : outputs_) {
         body.segments.push_back({.id = output.segment.handle.id(),
                                  .index = output.index,
-                                 .group = GroupId{},
+                                 .group = output.segment.handle.group(),
                                  .block_count = output.segment.footer.entry_count,
                                  .segment_class = output.segment.footer.header.lifetime_class});
     }
@@ -294,6 +332,7 @@ Task<Result<void>> Drain::seal() {
     Record record = core_.make_record(RecordType::seal, Lba(0), 0);
     record.body = std::move(body);
     CO_TRY_ASSIGN(Lsn lsn, co_await core_.append_meta(std::move(record)));
+    is_sealed_ = true;
     for (Output& output : outputs_) {
         core_.segments.put(output.index, output.segment.handle);
         CO_TRY(core_.map->segments().add(output.index, entry_of(output.segment, lsn)));
@@ -331,6 +370,9 @@ Task<void> Drain::undo() {
 Task<void> Drain::finish() {
     core_.drained_lsn = core_.overlay.frozen().last_lsn;
     core_.frozen_segments.clear();
+    std::vector<std::shared_ptr<OpenSegment>> needless = std::move(empty_);
+    needless.insert(needless.end(), core_.given_up_segments.begin(), core_.given_up_segments.end());
+    core_.given_up_segments.clear();
     core_.frozen_written_blocks = 0;
     items_.clear();
     OverlayGeneration old = core_.overlay.drop_frozen();
@@ -344,7 +386,7 @@ Task<void> Drain::finish() {
                      shorter.error().text());
         }
     }
-    for (const std::shared_ptr<OpenSegment>& segment : empty_) {
+    for (std::shared_ptr<OpenSegment>& segment : needless) {
         // One of an earlier epoch is in the table, and dead by now.
         if (core_.map->segments().find(segment->index) != nullptr) continue;
         SegmentId id = segment->handle.id();
@@ -367,22 +409,48 @@ Task<void> Drain::finish() {
 // must say that nothing up to here is needed. A replay takes references at their word until then.
 bool Drain::is_seal_needed() const {
     return !items_.empty() || !core_.overlay.frozen().zeros.empty() ||
-           !core_.frozen_segments.empty() || !core_.unsealed_at_open.empty();
+           !core_.frozen_segments.empty() || !core_.given_up_segments.empty() ||
+           !core_.unsealed_at_open.empty();
+}
+
+Task<Result<void>> Drain::write_all() {
+    CO_TRY(co_await write_data());
+    CO_TRY(co_await index_large());
+    co_return co_await make_durable();
+}
+
+void Drain::start_again() {
+    PROBE("volume.drain.other_group");
+    items_.clear();
+    written_.clear();
+    short_lived_count_ = 0;
+    empty_.clear();
+    collect();
 }
 
 Task<Result<void>> Drain::run() {
     collect();
     co_await split_by_lifetime();
-    Result<void> outcome = co_await write_data();
-    if (outcome) outcome = co_await index_large();
-    if (outcome) outcome = co_await make_durable();
+    uint64_t failures = core_.segments.copy_failures();
+    Result<void> outcome = co_await write_all();
+    for (int i = 1; i < kCopyAttempts && !outcome && core_.healthy(); ++i) {
+        // Another node could not do its part: the same once more in another group.
+        const Code code = outcome.error().code();
+        bool is_theirs = failures != core_.segments.copy_failures() &&
+                         (code == Code::unavailable || code == Code::no_space);
+        if (!is_theirs) break;
+        failures = core_.segments.copy_failures();
+        co_await undo();
+        start_again();
+        outcome = co_await write_all();
+    }
     if (!outcome) {
         co_await undo();
         co_return outcome;
     }
     if (is_seal_needed()) {
         outcome = co_await seal();
-        if (!outcome && outcome.error().code() == Code::busy) {
+        if (!outcome && !is_sealed_ && outcome.error().code() == Code::busy) {
             // The journal had no room even for a seal: nothing was appended.
             co_await undo();
             co_return outcome;
@@ -401,6 +469,16 @@ Task<Result<void>> VolumeCore::freeze_generation() {
     if (open_segment) full_segments.push_back(std::exchange(open_segment, nullptr));
     frozen_segments.insert(frozen_segments.end(), full_segments.begin(), full_segments.end());
     full_segments.clear();
+    is_freezing = true;  // and no other payload begins meanwhile
+    auto is_awaited = [this] {
+        return std::ranges::any_of(frozen_segments,
+                                   [](const auto& segment) { return segment->unnumbered != 0; });
+    };
+    while (is_awaited() && !fault.has_value())
+        co_await numbered.wait();
+    is_freezing = false;
+    numbered.wake_all();
+    CO_TRY(healthy());
     if (in_flight.empty()) {
         freeze();
         co_return Result<void>{};
@@ -423,7 +501,7 @@ Task<Result<void>> VolumeCore::drain() {
         outcome = co_await work.run();
     }
     if (!open_segment && next_segment) co_await drop_next_segment();
-    if (!outcome && outcome.error().code() == Code::io_error) fail_for_good(outcome.error());
+    if (!outcome && is_final(outcome.error().code())) fail_for_good(outcome.error());
     if (fault.has_value()) {
         // The failure could not do this while the drain held on to the entries.
         overlay.clear();
@@ -435,12 +513,14 @@ Task<Result<void>> VolumeCore::drain() {
 }
 
 SegmentEntry entry_of(const WrittenSegment& segment, Lsn sealed_lsn) {
-    return entry_of(segment.footer, segment.footer.entry_count, sealed_lsn);
+    return entry_of(segment.footer, segment.handle.group(), segment.footer.entry_count, sealed_lsn);
 }
 
-SegmentEntry entry_of(const format::SegmentFooter& footer, uint32_t block_count, Lsn sealed_lsn) {
+SegmentEntry entry_of(const format::SegmentFooter& footer, GroupId group, uint32_t block_count,
+                      Lsn sealed_lsn) {
     SegmentEntry entry;
     entry.id = footer.header.id;
+    entry.group = group;
     entry.sealed_lsn = sealed_lsn;
     entry.age_lsn = footer.lsn_max;
     entry.block_count = block_count;
@@ -450,18 +530,32 @@ SegmentEntry entry_of(const format::SegmentFooter& footer, uint32_t block_count,
     return entry;
 }
 
+// The record is durable: the change must come. Leaves that another node, or a full queue, does not
+// give at this moment are asked for again.
+Task<Result<void>> VolumeCore::apply_patiently(MapChange change) {
+    const Time end = resources.env.clock.now() + kLeafPatience;
+    for (Duration pause = kLeafPauseMin;; pause = std::min(2 * pause, kLeafPauseMax)) {
+        Result<void> outcome = co_await map->apply(change);
+        if (outcome || resources.env.clock.now() >= end || !healthy()) co_return outcome;
+        const Code code = outcome.error().code();
+        if (code != Code::busy && code != Code::unavailable) co_return outcome;
+        PROBE("volume.change.waits_for_leaves");
+        co_await resources.env.clock.sleep_for(pause);
+    }
+}
+
 Task<Result<void>> VolumeCore::apply_change(Lsn lsn, std::span<const ZeroExtent> zeros,
                                             std::span<const MapUpdate> updates,
                                             std::span<const Relocation> relocations) {
-    CO_TRY(co_await map->apply(MapChange{lsn, zeros, {}, {}}));
+    CO_TRY(co_await apply_patiently(MapChange{lsn, zeros, {}, {}}));
     for (size_t i = 0; i < updates.size(); i += kApplyStep) {
         auto step = updates.subspan(i, std::min(kApplyStep, updates.size() - i));
-        CO_TRY(co_await map->apply(MapChange{lsn, {}, step, {}}));
+        CO_TRY(co_await apply_patiently(MapChange{lsn, {}, step, {}}));
         co_await runtime::yield();
     }
     for (size_t i = 0; i < relocations.size(); i += kApplyStep) {
         auto step = relocations.subspan(i, std::min(kApplyStep, relocations.size() - i));
-        CO_TRY(co_await map->apply(MapChange{lsn, {}, {}, step}));
+        CO_TRY(co_await apply_patiently(MapChange{lsn, {}, {}, step}));
         co_await runtime::yield();
     }
     meta_lsn = std::max(meta_lsn, lsn);

@@ -156,6 +156,42 @@ TEST(LargeWrite, ATornOneStaysTornWhateverItsPlaceReadsAsLater) {
     rig.expect_all();
 }
 
+// Nobody has vouched for it yet, and its payload cannot be looked at: that proves no tear.
+TEST(LargeWrite, OneOnAMissingDeviceIsNotTakenForTorn) {
+    Rig rig(47, small_options());
+    rig.make();
+    ASSERT_TRUE(rig.world.run(rig.write(kMiB, kLarge)));
+    rig.crash({.mode = sim::CrashMode::keep});
+    ASSERT_TRUE(rig.world.run(rig.open_node()));
+    for (const media::SegmentInfo& info : rig.device->segments().list(Rig::kVolume)) {
+        if (info.kind == format::SegmentKind::large)
+            ASSERT_TRUE(rig.world.run(rig.device->segments().remove(info.id)));
+    }
+    rig.space->note_missing("disk1");
+    for (int i = 0; i < 2; ++i) {
+        auto opened = rig.world.run(Volume::open(*rig.resources, rig.next_params()));
+        ASSERT_FALSE(opened);
+        EXPECT_EQ(opened.error().code(), Code::unavailable) << opened.error().text();
+        EXPECT_NE(opened.error().message().find("disk1"), std::string::npos);
+    }
+    auto shown = rig.world.run(
+        Volume::recover(*rig.resources, rig.next_params(), replica::OnLoss::look, std::nullopt));
+    ASSERT_TRUE(shown) << shown.error().text();
+    EXPECT_FALSE(shown->is_whole());
+    ASSERT_FALSE(shown->losses.empty());
+    EXPECT_NE(shown->losses[0].find("disk1"), std::string::npos);
+    // Who accepts that has the volume back without it.
+    auto done = rig.world.run(
+        Volume::recover(*rig.resources, rig.next_params(), replica::OnLoss::accept, *shown));
+    ASSERT_TRUE(done) << done.error().text();
+    rig.open();
+    ASSERT_FALSE(HasFatalFailure());
+    Buffer into = Buffer::allocate(kLarge);
+    ASSERT_TRUE(rig.world.run(rig.volume->read(kMiB, into)));
+    EXPECT_TRUE(std::ranges::all_of(std::as_const(into).bytes(),
+                                    [](std::byte b) { return b == std::byte{0}; }));
+}
+
 TEST(LargeWrite, APowerCutInsideTheRecoveryOfATornOneChangesNothing) {
     bool finished = false;
     for (uint64_t events = 0; !finished; events += 1 + events / 3) {

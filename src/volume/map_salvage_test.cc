@@ -7,8 +7,8 @@ namespace peplos::volume {
 namespace {
 
 using format::PageKind;
-using testing::MapFixture;
-using testing::run;
+using map_testing::MapFixture;
+using map_testing::run;
 
 // So many leaves that no checkpoint moves them together: older pages stay where they were, in a map
 // segment that the root lists.

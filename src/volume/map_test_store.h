@@ -16,7 +16,7 @@
 #include "volume/block_map.h"
 
 // What tests of the block map share: segments in RAM, and a way to run tasks to their end.
-namespace peplos::volume::testing {
+namespace peplos::volume::map_testing {
 
 using runtime::Task;
 
@@ -54,6 +54,13 @@ class RamPageStore final : public PageStore {
         if (open_) close_segment();
         co_return Result<void>{};
     }
+    uint32_t copy_count(SegmentId) const override { return 1; }
+    runtime::Task<Result<void>> read_copy(SegmentId segment, uint32_t, uint64_t offset,
+                                          Buffer into) override {
+        return read(segment, offset, std::move(into));
+    }
+    void note_bad(SegmentId, uint32_t) override {}
+    bool is_to_be_left(uint32_t) const override { return false; }
     Error corrupt_at(SegmentId, uint64_t, Error error) override { return error; }
     Task<Result<void>> read(SegmentId segment, uint64_t offset, Buffer into) override {
         ++read_count_;
@@ -220,4 +227,4 @@ class MapFixture {
     uint32_t data_sequence = 0;
 };
 
-}  // namespace peplos::volume::testing
+}  // namespace peplos::volume::map_testing

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <optional>
 
+#include "base/fault.h"
 #include "runtime/sync.h"
+#include "volume/patient_read.h"
 
 namespace peplos::volume {
 
@@ -17,6 +19,12 @@ constexpr size_t kWorkerCount = 16;
 
 uint64_t end_of(format::Place place) {
     return place.offset_bytes() + place.length_bytes();
+}
+
+// Whether this is the page that its parent names.
+bool is_page(const format::PageSlot& slot, Bytes bytes) {
+    auto page = format::outline_page(bytes);
+    return page && page->crc == slot.crc && page->bytes == slot.place.length_bytes();
 }
 
 }  // namespace
@@ -47,13 +55,55 @@ Error PageReader::corrupt_at(const format::PageSlot& slot, Error error) const {
     return store_.corrupt_at(*id, slot.place.offset_bytes(), std::move(error));
 }
 
-Task<Result<Buffer>> PageReader::read(format::PageSlot slot) {
+Task<Result<Buffer>> PageReader::read_copy(format::PageSlot slot, uint32_t copy) {
     CO_TRY_ASSIGN(const SegmentId id, segment_of(slot.place));
     const uint64_t begin = round_down(slot.place.offset_bytes(), kBlockBytes);
     const uint64_t end = round_up(end_of(slot.place), kBlockBytes);
     Buffer bytes = Buffer::allocate(end - begin);
-    CO_TRY(co_await store_.read(id, begin, bytes));
+    CO_TRY(co_await store_.read_copy(id, copy, begin, bytes));
     co_return bytes.slice(slot.place.offset_bytes() - begin, slot.place.length_bytes());
+}
+
+Task<Result<Buffer>> PageReader::read_better(format::PageSlot slot, Result<Buffer> first) {
+    CO_TRY_ASSIGN(const SegmentId id, segment_of(slot.place));
+    if (first && is_page(slot, std::as_const(*first).bytes())) co_return first;
+    if (!first && !is_of_one_copy(first.error().code())) co_return first;
+    const bool is_bad = first.has_value() || is_damage(first.error().code());
+    const uint32_t count = store_.copy_count(id);
+    bool is_away = !is_bad;
+    for (uint32_t copy = 1; copy < count; ++copy) {
+        Result<Buffer> other = co_await read_copy(slot, copy);
+        if (other && is_page(slot, std::as_const(*other).bytes())) {
+            PROBE("volume.map.other_copy");
+            if (is_bad) store_.note_bad(id, 0);
+            co_return other;
+        }
+        is_away = is_away || (!other && !is_damage(other.error().code()));
+    }
+    if (!is_away || (!first && !is_bad)) co_return first;
+    co_return fail(Code::unavailable,
+                   "a map page in segment {} at {} is bad here; another copy may be good, and its "
+                   "node does not answer",
+                   id, slot.place.offset_bytes());
+}
+
+Task<Result<Buffer>> PageReader::read(format::PageSlot slot) {
+    CO_TRY_ASSIGN(const SegmentId id, segment_of(slot.place));
+    Result<Buffer> first = co_await read_copy(slot, 0);
+    if (!has_copies(id)) co_return first;
+    co_return co_await read_better(slot, std::move(first));
+}
+
+Task<Result<void>> PageReader::hand_over(const PageRead& page, Bytes at, Reading& reading) {
+    Result<void> handled;
+    if (at.empty()) {
+        CO_TRY_ASSIGN(Buffer better, co_await read(page.slot));
+        handled = reading.handler(page, std::as_const(better).bytes());
+    } else {
+        handled = reading.handler(page, at);
+    }
+    if (!handled) co_return fail(corrupt_at(page.slot, std::move(handled).error()));
+    co_return Result<void>{};
 }
 
 Task<Result<void>> PageReader::read_window(std::shared_ptr<Reading> reading, size_t window) {
@@ -69,13 +119,16 @@ Task<Result<void>> PageReader::read_window(std::shared_ptr<Reading> reading, siz
     const uint64_t begin = round_down(front.offset_bytes(), kBlockBytes);
     const uint64_t end = round_up(last_end, kBlockBytes);
     Buffer bytes = Buffer::allocate(end - begin);
-    CO_TRY(co_await store_.read(id, begin, bytes));
+    auto outcome = co_await store_.read(id, begin, bytes);
+    const bool has_others = has_copies(id);
+    if (!outcome && !has_others) co_return outcome;
     for (size_t i = first; i <= last; ++i) {
         const PageRead& page = reading->pages[i];
-        const Bytes at = bytes.bytes().subspan(page.slot.place.offset_bytes() - begin,
-                                               page.slot.place.length_bytes());
-        Result<void> handled = reading->handler(page, at);
-        if (!handled) co_return fail(corrupt_at(page.slot, std::move(handled).error()));
+        Bytes at = std::as_const(bytes).bytes().subspan(page.slot.place.offset_bytes() - begin,
+                                                        page.slot.place.length_bytes());
+        // By itself then, out of whichever copy has it.
+        if (!outcome || (has_others && !is_page(page.slot, at))) at = {};
+        CO_TRY(co_await hand_over(page, at, *reading));
     }
     co_return Result<void>{};
 }

@@ -42,6 +42,12 @@ class PageReader {
 
   private:
     struct Reading;
+    // The same out of another copy, when this one is not what the slot says. Gives `first` again
+    // when there is no better one.
+    runtime::Task<Result<Buffer>> read_better(format::PageSlot slot, Result<Buffer> first);
+    runtime::Task<Result<Buffer>> read_copy(format::PageSlot slot, uint32_t copy);
+    bool has_copies(const SegmentId& id) const { return store_.copy_count(id) > 1; }
+    runtime::Task<Result<void>> hand_over(const PageRead& page, Bytes at, Reading& reading);
     runtime::Task<void> work(std::shared_ptr<Reading> reading);
     runtime::Task<Result<void>> read_window(std::shared_ptr<Reading> reading, size_t window);
     Result<SegmentId> segment_of(format::Place place) const;

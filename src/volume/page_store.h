@@ -34,6 +34,15 @@ class PageStore {
     // behind the end of what append wrote, rounded up to 4 KiB. Concurrent reads are allowed.
     // Errors: io_error, not_found (no such segment), unavailable.
     virtual runtime::Task<Result<void>> read(SegmentId segment, uint64_t offset, Buffer into) = 0;
+    // How many copies of that segment there are to read; what read() gives first is number 0.
+    virtual uint32_t copy_count(SegmentId segment) const = 0;
+    // As read(), out of one of them.
+    virtual runtime::Task<Result<void>> read_copy(SegmentId segment, uint32_t copy, uint64_t offset,
+                                                  Buffer into) = 0;
+    // That copy turned out to be bad, and another one good.
+    virtual void note_bad(SegmentId segment, uint32_t copy) = 0;
+    // Pages in that map segment are to be moved at the next occasion.
+    virtual bool is_to_be_left(uint32_t segment_index) const = 0;
     // The bytes of a page there turned out to be corrupt: the error with the place, device
     // included, in front.
     virtual Error corrupt_at(SegmentId segment, uint64_t offset, Error error) = 0;

@@ -2,6 +2,7 @@
 
 #include "base/crc32c.h"
 #include "volume/core.h"
+#include "volume/patient_read.h"
 
 namespace peplos::volume {
 
@@ -47,21 +48,37 @@ bool add_block(VolumeCore& core, ReadPlan& plan, uint32_t block, format::MapEntr
     return true;
 }
 
-Task<Result<void>> read_run(VolumeCore& core, ReadPlan& plan, Run& run) {
-    Buffer into = plan.into.slice(run.first * kBlockBytes, run.count * kBlockBytes);
-    auto outcome = co_await run.handle.store->read(run.handle.pin, run.place.offset_bytes(), into);
-    if (!outcome) co_return fail(std::move(outcome).error());
+Result<void> verify_run(VolumeCore& core, const ReadPlan& plan, const Run& run, Bytes bytes,
+                        uint32_t copy) {
     for (uint32_t i = 0; i < run.count; ++i) {
-        Bytes block = into.bytes().subspan(size_t{i} * kBlockBytes, kBlockBytes);
-        bool is_good = crc32c(block) == plan.crcs[run.first + i];
+        bool is_good =
+            crc32c(bytes.subspan(size_t{i} * kBlockBytes, kBlockBytes)) == plan.crcs[run.first + i];
         if (is_good || PLANTED("read.believes_anything")) [[likely]]
             continue;
         format::Place place = format::Place::block(
             run.place.segment_index(), run.place.offset_bytes() + uint64_t{i} * kBlockBytes);
         Lba lba(plan.first.value + run.first + i);
-        co_return fail(core.corrupt_block(run.handle, place, lba));
+        return fail(core.corrupt_block(run.handle, place, lba, copy));
     }
-    co_return Result<void>{};
+    return {};
+}
+
+Task<Result<void>> read_run_copy(VolumeCore& core, ReadPlan& plan, Run& run, uint32_t copy) {
+    Buffer into = plan.into.slice(run.first * kBlockBytes, run.count * kBlockBytes);
+    CO_TRY(co_await run.handle.read_copy(copy, run.place.offset_bytes(), into));
+    co_return verify_run(core, plan, run, into.bytes(), copy);
+}
+
+Task<Result<void>> read_run(VolumeCore& core, ReadPlan& plan, Run& run) {
+    Buffer into = plan.into.slice(run.first * kBlockBytes, run.count * kBlockBytes);
+    auto outcome = co_await run.handle.read(run.place.offset_bytes(), into);
+    if (outcome) outcome = verify_run(core, plan, run, into.bytes(), 0);
+    if (outcome || run.handle.copy_count() <= 1) [[likely]]
+        co_return outcome;
+    auto read = [&core, &plan, &run](uint32_t copy) {
+        return read_run_copy(core, plan, run, copy);
+    };
+    co_return co_await from_any_copy(run.handle, read);
 }
 
 Task<void> read_run_beside(VolumeCore& core, ReadPlan& plan, Run& run) {
@@ -85,12 +102,14 @@ Task<Result<void>> read_runs(VolumeCore& core, ReadPlan& plan) {
 
 }  // namespace
 
-Error VolumeCore::corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba) {
+Error VolumeCore::corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba,
+                                uint32_t copy) {
     ++counters.corrupt_blocks;
-    return handle.store->corrupt_at(
-        handle.pin, place.offset_bytes(),
+    return handle.corrupt_at(
+        place.offset_bytes(),
         fmt::format("block {} does not match its checksum; restore it from a copy or a backup",
-                    lba));
+                    lba),
+        copy);
 }
 
 Error VolumeCore::lost_block(Lba lba) const {
@@ -170,6 +189,9 @@ Task<Result<void>> VolumeCore::read(uint64_t offset, Buffer into) {
         outcome = co_await read_blocks(Lba(first / kBlockBytes), whole);
         if (outcome) std::memcpy(into.data(), whole.data() + (offset - first), into.size());
     }
+    // Another node may own the volume by now, and have written it.
+    if (outcome && !log->may_read()) [[unlikely]]
+        outcome = co_await log->renew_promises();
     ++counters.read.count;
     counters.read.bytes += into.size();
     counters.read.latency.add(resources.env.clock.now() - start);

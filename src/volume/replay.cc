@@ -3,6 +3,7 @@
 
 #include "base/crc32c.h"
 #include "volume/core.h"
+#include "volume/patient_read.h"
 
 namespace peplos::volume {
 
@@ -72,7 +73,7 @@ Task<Result<void>> VolumeCore::replay() {
     if (!found_reference) {
         settle_open_segments();
     } else {
-        adopt_open_segments();
+        co_await adopt_open_segments();
     }
     co_return Result<void>{};
 }
@@ -93,7 +94,7 @@ Task<Result<void>> VolumeCore::attach_segments() {
         const SegmentEntry* entry = table.find(index);
         if (entry == nullptr) continue;
         if (entry->state == SegmentState::open) unsealed_at_open.push_back(index);
-        if (SegmentHandle handle = segments.locate(entry->id)) {
+        if (SegmentHandle handle = segments.locate(entry->id, entry->group)) {
             segments.put(index, std::move(handle));
         }
         if (index % 4096 == 4095) co_await runtime::yield();
@@ -158,21 +159,56 @@ Result<void> VolumeCore::replay_write(Record& record) {
     return {};
 }
 
+namespace {
+
+// Errors: corrupt (a block does not match its checksum), those of the copy.
+Task<Result<void>> read_payload(const SegmentHandle& handle, uint32_t copy, uint64_t offset,
+                                const Record& record, Buffer into) {
+    CO_TRY(co_await handle.read_copy(copy, offset, into));
+    for (size_t i = 0; i < record.block_count; ++i) {
+        Bytes block = std::as_const(into).bytes().subspan(i * kBlockBytes, kBlockBytes);
+        if (crc32c(block) != record.crcs[i])
+            co_return fail(Code::corrupt, "a block of LSN {} does not match", record.lsn);
+    }
+    co_return Result<void>{};
+}
+
+}  // namespace
+
 // Reads a payload back that no record vouches for. A segment that is gone was let go after its
-// references were voided, and the record of that was lost with the power: so nobody was told.
+// references were voided, and the record of that was lost with the power: so nobody was told. But
+// one that may be on a device that is missing proves nothing.
 Task<Result<bool>> VolumeCore::is_reference_whole(const Record& record) {
     const auto& body = std::get<format::WriteRefBody>(record.body);
     SegmentHandle handle = segments.locate(body.segment);
     uint64_t offset = uint64_t{body.block_offset} * kBlockBytes;
     uint64_t bytes = record.block_count * kBlockBytes;
+    if (!handle && !resources.space.missing().empty()) {
+        PROBE("volume.replay.reference_on_missing_device");
+        std::string what = fmt::format(
+            "volume {} LSN {}: segment {} with the data of a write that may have been acknowledged "
+            "is on none of this node's devices, and {} is out of service: bring it back",
+            params.id, record.lsn, body.segment, resources.space.missing());
+        if (!salvage) co_return fail(Code::unavailable, "{}", what);
+        salvage->find(std::move(what));
+        salvage->lose(fmt::format("{} blocks from block {} on, of a large write on {}",
+                                  record.block_count, record.lba, resources.space.missing()));
+        co_return false;
+    }
+    if (!handle && segments.peers() != nullptr && !segments.peers()->unanswered().empty()) {
+        co_return fail(Code::unavailable,
+                       "volume {} LSN {}: segment {} with the data of a write that may have been "
+                       "acknowledged is on no node that answers, and node {} does not: bring it "
+                       "back",
+                       params.id, record.lsn, body.segment, segments.peers()->unanswered()[0]);
+    }
     if (!handle || offset + bytes > handle.bytes()) co_return false;
     Buffer payload = Buffer::allocate(bytes);
-    CO_TRY(co_await handle.store->read(handle.pin, offset, payload));
-    for (size_t i = 0; i < record.block_count; ++i) {
-        Bytes block = std::as_const(payload).bytes().subspan(i * kBlockBytes, kBlockBytes);
-        if (crc32c(block) != record.crcs[i]) co_return false;
-    }
-    co_return true;
+    auto read = [&](uint32_t copy) { return read_payload(handle, copy, offset, record, payload); };
+    auto outcome = co_await from_any_copy(handle, read);
+    if (outcome) co_return true;
+    if (outcome.error().code() == Code::corrupt) co_return false;
+    co_return fail(std::move(outcome).error());
 }
 
 // What the replay found torn stays so, and what it found whole was there for good: both become
@@ -223,6 +259,7 @@ Task<Result<void>> VolumeCore::replay_write_ref(Record record) {
         }
         SegmentEntry entry;
         entry.id = body->segment;
+        entry.group = handle.group();
         entry.kind = static_cast<uint8_t>(format::SegmentKind::large);
         entry.state = SegmentState::open;
         entry.sealed_lsn = record.lsn;
@@ -243,7 +280,7 @@ Task<Result<void>> VolumeCore::replay_write_ref(Record record) {
 
 Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment(
     Lsn lsn, const format::SealedSegment& sealed) {
-    SegmentHandle handle = segments.locate(sealed.id);
+    SegmentHandle handle = segments.locate(sealed.id, sealed.group);
     if (!handle) {
         co_return fail(Code::corrupt,
                        "volume {} LSN {}: segment {} with acknowledged data is on "
@@ -256,7 +293,8 @@ Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment(
         co_return fail(Code::corrupt, "volume {} LSN {}: segment {} holds {} blocks, not {}",
                        params.id, lsn, sealed.id, index->entries.size(), sealed.block_count);
     }
-    CO_TRY(map->segments().add(sealed.index, entry_of(index->footer, sealed.block_count, lsn)));
+    CO_TRY(map->segments().add(sealed.index,
+                               entry_of(index->footer, sealed.group, sealed.block_count, lsn)));
     replay_bytes += index->footer.bytes();
     // The power may have gone between the drain's record and this.
     if (!salvage) {
@@ -318,7 +356,7 @@ void VolumeCore::settle_open_segments() {
 
 // Segments of earlier epochs that hold undrained blocks are sealed in place by the next drain:
 // writing the blocks anew would take as much space again, which a full device does not have.
-void VolumeCore::adopt_open_segments() {
+Task<void> VolumeCore::adopt_open_segments() {
     std::map<uint32_t, uint64_t> block_ends;
     for (const auto& [lba, entry] : overlay.active().blocks) {
         if (!entry.is_reference()) continue;
@@ -331,6 +369,12 @@ void VolumeCore::adopt_open_segments() {
         if (handle == nullptr || format::segment_bytes_for(end) > handle->bytes()) continue;
         auto segment = std::make_shared<OpenSegment>();
         segment->handle = *handle;
+        auto adopted = co_await segments.adopt(segment->handle);
+        if (!adopted) {
+            LOG_INFO("an open segment is written anew volume={} segment={} why={}", params.id,
+                     segment->handle.id(), adopted.error().text());
+            continue;
+        }
         segment->index = index;
         segment->block_count = segment->block_count_max = static_cast<uint32_t>(end);
         full_segments.push_back(std::move(segment));
@@ -351,7 +395,31 @@ std::vector<SegmentId> VolumeCore::find_leftovers() const {
             if (!known.contains(info.id)) out.push_back(info.id);
         }
     }
+    if (segments.peers() == nullptr) return out;
+    for (const SegmentId& id : segments.peers()->surveyed()) {
+        if (!known.contains(id)) out.push_back(id);
+    }
+    std::ranges::sort(out);
+    auto again = std::ranges::unique(out);
+    out.erase(again.begin(), again.end());
     return out;
+}
+
+// Sealed segments that a node of their group lacks.
+Task<void> VolumeCore::mend_missing_copies() {
+    std::vector<std::pair<SegmentId, GroupId>> sealed;
+    for (uint32_t index = 0; index < map->segments().index_end(); ++index) {
+        const SegmentEntry* entry = map->segments().find(index);
+        if (entry == nullptr || !entry->group || entry->state != SegmentState::sealed) continue;
+        sealed.emplace_back(entry->id, entry->group);
+    }
+    co_await segments.peers()->mend_missing(std::move(sealed));
+}
+
+// What an open found and nobody waits for.
+Task<void> VolumeCore::tidy_up(std::vector<SegmentId> leftovers) {
+    co_await remove_leftovers(std::move(leftovers));
+    if (segments.peers() != nullptr) co_await mend_missing_copies();
 }
 
 Task<void> VolumeCore::remove_leftovers(std::vector<SegmentId> ids) {

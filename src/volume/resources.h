@@ -2,11 +2,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/limits.h"
 #include "media/segment_store.h"
 #include "replica/journal.h"
+#include "replica/placement.h"
 #include "runtime/env.h"
 #include "runtime/sync.h"
 
@@ -66,6 +68,10 @@ class SpaceBudget {
     explicit SpaceBudget(std::vector<media::SegmentStore*> stores) : stores_(std::move(stores)) {}
     void add_store(media::SegmentStore* store) { stores_.push_back(store); }
     const std::vector<media::SegmentStore*>& stores() const { return stores_; }
+    // A device of this node that is not in service, by name; empty: none is missing. While one is,
+    // a segment that no store has may be there.
+    void note_missing(std::string device) { missing_ = std::move(device); }
+    const std::string& missing() const { return missing_; }
 
     // Promises `units` more. False: the devices are full (up to the reserve).
     bool try_promise(uint64_t units);
@@ -87,6 +93,7 @@ class SpaceBudget {
 
   private:
     std::vector<media::SegmentStore*> stores_;
+    std::string missing_;
     uint64_t promised_units_ = 0;
 };
 
@@ -104,6 +111,8 @@ struct Resources {
     SpaceBudget& space;  // and through it the segment stores; new segments go to the emptiest
     // Null: volumes drain and checkpoint by themselves, and nothing is cleaned (tests, tools).
     Background* background = nullptr;
+    // Null: every segment lies on this node alone.
+    replica::Placement* placement = nullptr;
 };
 
 }  // namespace peplos::volume

@@ -75,12 +75,13 @@ Task<std::vector<FoundSegment>> find_segments(VolumeCore& core, Lsn sealed_lsn) 
     std::vector<FoundSegment> out;
     for (const SegmentId& id : core.find_leftovers()) {
         SegmentHandle handle = core.segments.locate(id);
-        if (!handle || handle.pin.info().kind == format::SegmentKind::map) continue;
+        if (!handle || handle.kind() == format::SegmentKind::map) continue;
         auto read = co_await read_patiently([&] { return read_index(handle); });
         if (!read.outcome) continue;
         SealedIndex& sealed = *read.outcome;
-        out.push_back({entry_of(sealed.footer, sealed.footer.entry_count, sealed_lsn),
-                       std::move(sealed.entries)});
+        out.push_back(
+            {entry_of(sealed.footer, handle.group(), sealed.footer.entry_count, sealed_lsn),
+             std::move(sealed.entries)});
     }
     co_return out;
 }
@@ -104,6 +105,7 @@ Task<Result<void>> VolumeCore::start_salvage(replica::OnLoss on_loss) {
         salvage->find(tail.reason);
     }
     if (tail.root) salvage->drained_before = tail.root->drained_lsn;
+    if (segments.peers() != nullptr) CO_TRY(co_await segments.peers()->survey());
     CO_TRY(co_await replay());
     if (tail.lost_meta_lsn) salvage->lose_meta(tail.lost_meta_lsn);
     if (salvage->lost_meta()) {
@@ -313,11 +315,12 @@ Task<Result<void>> VolumeCore::verify_blocks(const SegmentHandle& handle,
 Task<Result<void>> VolumeCore::salvage_segment(Lsn lsn, const SealedSegment& sealed,
                                                std::vector<SegmentBlock> wanted,
                                                std::vector<MapUpdate>* updates) {
-    SegmentHandle handle = segments.locate(sealed.id);
+    SegmentHandle handle = segments.locate(sealed.id, sealed.group);
     CO_TRY(co_await verify_blocks(handle, &wanted));
     if (wanted.empty()) co_return Result<void>{};
     SegmentEntry entry;
     entry.id = sealed.id;
+    entry.group = sealed.group;
     entry.kind = static_cast<uint8_t>(format::SegmentKind::data);
     entry.state = SegmentState::sealed;
     entry.block_count = static_cast<uint32_t>(wanted.size());
@@ -337,7 +340,8 @@ Task<Result<void>> VolumeCore::salvage_segment(Lsn lsn, const SealedSegment& sea
             WrittenSegment written,
             co_await write_segment(segments, format::SegmentKind::data, sealed.segment_class,
                                    wanted, run, media::Purpose::maintenance));
-        CO_TRY(co_await segments.sync_all());
+        std::vector<SegmentHandle> handles{written.handle};
+        CO_TRY(co_await segments.sync(std::move(handles)));
         CO_TRY(co_await seal_segment(written));
         entry = entry_of(written, lsn);
         handle = written.handle;
@@ -482,7 +486,7 @@ Task<Result<void>> VolumeCore::salvage_seal(Lsn lsn, const format::SealBody& bod
     }
     auto kind_of = [this](const SegmentId& id) {
         SegmentHandle handle = segments.locate(id);
-        return handle ? handle.pin.info().kind : format::SegmentKind::large;
+        return handle ? handle.kind() : format::SegmentKind::large;
     };
     bound(seal, body, map->block_count(), kind_of, ranges);
     std::vector<ZeroExtent> losses;

@@ -5,9 +5,9 @@
 namespace peplos::volume {
 namespace {
 
+using map_testing::MapFixture;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
-using testing::MapFixture;
 
 SegmentEntry entry_of(uint32_t sequence, uint32_t block_count, uint64_t lsn = 1) {
     SegmentEntry entry;
@@ -73,7 +73,7 @@ TEST(SegmentTable, IndexIsReusedOnlyAfterACheckpointWithoutIt) {
     f.write(Lsn(2), {1, 2});
     EXPECT_THAT(f.map->segments().take_deletable(), IsEmpty()) << "its seal record may be replayed";
     ASSERT_TRUE(f.map->begin_checkpoint(Lsn(2), Lsn(2)));
-    Result<RootRef> root = testing::run(f.context, f.map->write_checkpoint());
+    Result<RootRef> root = map_testing::run(f.context, f.map->write_checkpoint());
     ASSERT_TRUE(root.has_value());
     EXPECT_NE(f.map->segments().find(0), nullptr);
     f.map->commit_checkpoint();

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "volume/patient_read.h"
+
 namespace peplos::volume {
 
 using format::SegmentIndexEntry;
@@ -64,8 +66,8 @@ Task<Result<WrittenSegment>> write_segment(SegmentSet& set, format::SegmentKind 
             CHECK(blocks[j].data.size() == kBlockBytes);
             from.push_back(blocks[j].data);
         }
-        auto written = co_await handle.store->write_vector(
-            handle.pin, format::segment_block_offset(i), std::move(from), Durability::volatile_);
+        auto written = co_await handle.write_vector(format::segment_block_offset(i),
+                                                    std::move(from), Durability::volatile_);
         if (!written) co_return fail(std::move(written).error());
     }
     co_return co_await write_index(set, std::move(handle), kind, lifetime_class, entries,
@@ -90,8 +92,8 @@ Task<Result<WrittenSegment>> write_index(SegmentSet& set, SegmentHandle handle,
     std::vector<Buffer> from{std::move(index)};
     Durability durability =
         kind == format::SegmentKind::large ? Durability::durable : Durability::volatile_;
-    auto written = co_await handle.store->write_vector(handle.pin, out.footer.index_offset(),
-                                                       std::move(from), durability);
+    auto written =
+        co_await handle.write_vector(out.footer.index_offset(), std::move(from), durability);
     if (!written) co_return fail(std::move(written).error());
     out.written_bytes = out.footer.bytes();
     out.handle = std::move(handle);
@@ -109,38 +111,43 @@ Task<Result<void>> seal_segment(WrittenSegment& segment) {
     format::encode_segment_footer(segment.footer, from.back().bytes());
     uint64_t offset = with_header ? format::kSegmentHeaderOffset : format::kSegmentFooterOffset;
     SegmentHandle handle = segment.handle;
-    co_return co_await handle.store->write_vector(handle.pin, offset, std::move(from),
-                                                  Durability::durable);
+    co_return co_await handle.write_vector(offset, std::move(from), Durability::durable);
 }
 
 Task<Result<void>> give_back_unused(SegmentHandle handle, format::SegmentFooter footer) {
     if (format::segment_run_bytes(footer.bytes()) >= handle.bytes()) co_return Result<void>{};
-    co_return co_await handle.store->shrink(handle.pin, footer.bytes());
+    co_return co_await handle.shrink(footer.bytes());
 }
 
 Task<Result<SealedIndex>> read_index(SegmentHandle handle) {
+    auto read = [&handle](uint32_t copy) { return read_index_copy(handle, copy); };
+    co_return co_await from_any_copy(handle, read);
+}
+
+Task<Result<SealedIndex>> read_index_copy(SegmentHandle handle, uint32_t copy) {
     Buffer front = Buffer::allocate(format::kSegmentDataOffset);
-    CO_TRY(co_await handle.store->read(handle.pin, 0, front));
-    auto corrupt = [&handle](uint64_t offset, const Error& error) {
+    CO_TRY(co_await handle.read_copy(copy, 0, front));
+    auto corrupt = [&handle, copy](uint64_t offset, const Error& error) {
         if (error.code() != Code::corrupt) return error;
-        return handle.store->corrupt_at(handle.pin, offset, error.message());
+        return handle.corrupt_at(offset, error.message(), copy);
     };
     auto decoded = format::decode_segment_front(front.bytes(), handle.id());
     if (!decoded) co_return fail(corrupt(0, decoded.error()));
     if (!decoded->has_value()) {
-        co_return fail(handle.store->corrupt_at(handle.pin, format::kSegmentFooterOffset,
-                                                "it was sealed, and its footer is gone"));
+        co_return fail(handle.corrupt_at(format::kSegmentFooterOffset,
+                                         "it was sealed, and its footer is gone", copy));
     }
     SealedIndex out;
     out.footer = **decoded;
     if (out.footer.entry_count == 0) co_return out;
     if (out.footer.bytes() > handle.bytes()) {
-        co_return fail(handle.store->corrupt_at(
-            handle.pin, format::kSegmentFooterOffset,
-            fmt::format("it claims {} bytes in a run of {}", out.footer.bytes(), handle.bytes())));
+        co_return fail(handle.corrupt_at(
+            format::kSegmentFooterOffset,
+            fmt::format("it claims {} bytes in a run of {}", out.footer.bytes(), handle.bytes()),
+            copy));
     }
     Buffer index = Buffer::allocate(out.footer.index_bytes());
-    CO_TRY(co_await handle.store->read(handle.pin, out.footer.index_offset(), index));
+    CO_TRY(co_await handle.read_copy(copy, out.footer.index_offset(), index));
     auto entries = format::decode_segment_index(out.footer, index.bytes());
     if (!entries) co_return fail(corrupt(out.footer.index_offset(), entries.error()));
     out.entries = std::move(*entries);

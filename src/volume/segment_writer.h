@@ -68,5 +68,7 @@ struct SealedIndex {
     std::vector<format::SegmentIndexEntry> entries;
 };
 runtime::Task<Result<SealedIndex>> read_index(SegmentHandle handle);
+// The same out of one of its copies.
+runtime::Task<Result<SealedIndex>> read_index_copy(SegmentHandle handle, uint32_t copy);
 
 }  // namespace peplos::volume

@@ -2,6 +2,7 @@
 
 #include "base/crc32c.h"
 #include "volume/core.h"
+#include "volume/patient_read.h"
 
 namespace peplos::volume {
 
@@ -62,6 +63,21 @@ Task<Result<void>> VolumeCore::checkpoint() {
 }
 
 Task<Result<void>> VolumeCore::checkpoint_locked() {
+    uint64_t failures = segments.copy_failures();
+    auto outcome = co_await checkpoint_once();
+    for (int i = 1; i < kCopyAttempts && !outcome && healthy(); ++i) {
+        // Another node could not do its part: the same once more in another group.
+        const Code code = outcome.error().code();
+        bool is_theirs = failures != segments.copy_failures() &&
+                         (code == Code::unavailable || code == Code::no_space);
+        if (!is_theirs) break;
+        failures = segments.copy_failures();
+        outcome = co_await checkpoint_once();
+    }
+    co_return outcome;
+}
+
+Task<Result<void>> VolumeCore::checkpoint_once() {
     bool is_covered = meta_lsn == map->durable_meta_lsn() && map->durable_root().has_value();
     if (is_covered && !log->is_endangered()) {
         co_return co_await remove_dead_locked();
@@ -81,7 +97,7 @@ Task<Result<void>> VolumeCore::checkpoint_locked() {
     uint64_t bytes_before = pages.appended_bytes();
     auto root = co_await map->write_checkpoint();
     if (!root) {
-        if (root.error().code() == Code::io_error) fail_for_good(root.error());
+        if (is_final(root.error().code())) fail_for_good(root.error());
         co_return fail(std::move(root).error());
     }
     {
@@ -135,6 +151,7 @@ Task<Result<void>> VolumeCore::remove_dead() {
 }
 
 Task<Result<void>> VolumeCore::remove_dead_locked() {
+    if (segments.peers() != nullptr) segments.peers()->remove_again();
     std::vector<DeadSegment> dead = map->segments().take_deletable();
     for (size_t first = 0; first < dead.size(); first += kDeleteBatch) {
         size_t end = std::min(first + kDeleteBatch, dead.size());
@@ -154,6 +171,8 @@ Task<Result<void>> VolumeCore::remove_dead_locked() {
         }
         for (size_t i = first; i < end; ++i) {
             // Readers that pinned it keep its units until they are done.
+            const SegmentHandle* found = segments.find(dead[i].index);
+            const CopiesRef held = found == nullptr ? CopiesRef() : found->copies();
             segments.forget(dead[i].index, dead[i].id);
             auto removed = co_await segments.remove(dead[i].id);
             if (removed) continue;
@@ -201,6 +220,7 @@ class Mover {
     Task<void> load_some();
     Task<void> load_stretch(Stretch& stretch);
     Task<Result<void>> write();
+    Task<Result<void>> write_all();
     Task<Result<void>> publish();
     Task<void> undo();
 
@@ -212,6 +232,7 @@ class Mover {
     runtime::WaitList loaded_;
     std::vector<SegmentBlock> blocks_;
     std::vector<Output> outputs_;
+    bool is_published_ = false;  // the record is durable
     std::vector<Relocation> relocations_;
     std::vector<Suspect> suspects_;
     std::optional<Error> damage_;  // a block or leaf that could not be read; the others are moved
@@ -318,21 +339,24 @@ void Mover::cut(const SegmentHandle& handle, std::vector<SegmentBlock> live) {
 Task<void> Mover::load_stretch(Stretch& stretch) {
     uint64_t begin = stretch.live.front().old_place.offset_bytes();
     uint64_t end = stretch.live.back().old_place.offset_bytes() + kBlockBytes;
-    media::SegmentStore& store = *stretch.handle.store;
     Buffer data = Buffer::allocate(end - begin);
-    auto whole = co_await store.read(stretch.handle.pin, begin, data);
+    auto whole = co_await stretch.handle.read(begin, data);
     for (SegmentBlock& block : stretch.live) {
         uint64_t at = block.old_place.offset_bytes();
         block.data = data.slice(at - begin, kBlockBytes);
-        if (!whole) {
-            auto alone = co_await store.read(stretch.handle.pin, at, block.data);
-            if (!alone) {
+        bool is_good = whole && crc32c(block.data.bytes()) == block.crc;
+        bool is_alone = stretch.handle.copy_count() <= 1;
+        if (!is_good && (!whole || !is_alone)) {
+            auto alone =
+                co_await read_block(stretch.handle, block.old_place, block.crc, block.data);
+            is_good = alone.has_value();
+            if (!is_good && alone.error().code() != Code::corrupt) {
                 give_up_on(stretch.handle.id());
                 damage_ = std::move(alone).error();
                 continue;
             }
         }
-        if (crc32c(block.data.bytes()) == block.crc) {
+        if (is_good) {
             blocks_.push_back(std::move(block));
         } else {
             give_up_on(stretch.handle.id());
@@ -374,7 +398,7 @@ Task<Result<void>> Mover::write() {
             run = choose_run(std::min<uint64_t>(run.blocks, format::segment_block_count_max(half)),
                              half);
         }
-        if (core_.resources.space.free_units() <
+        if (core_.segments.free_units() <
             units_for_blocks(blocks_.size() - first) + core_.checkpoint_units(leaves)) {
             co_return fail(Code::no_space,
                            "volume {} cannot be cleaned now: what is left is kept for checkpoints",
@@ -398,10 +422,31 @@ Task<Result<void>> Mover::write() {
         outputs_.push_back(std::move(output));
         first += run.blocks;
     }
-    CO_TRY(co_await core_.segments.sync_all());
+    std::vector<SegmentHandle> handles;
+    handles.reserve(outputs_.size());
+    for (const Output& output : outputs_)
+        handles.push_back(output.segment.handle);
+    CO_TRY(co_await core_.segments.sync(std::move(handles)));
     for (Output& output : outputs_)
         CO_TRY(co_await seal_segment(output.segment));
     co_return Result<void>{};
+}
+
+// In another group when a node with a copy fails.
+Task<Result<void>> Mover::write_all() {
+    uint64_t failures = core_.segments.copy_failures();
+    Result<void> outcome = co_await write();
+    for (int i = 1; i < kCopyAttempts && !outcome && core_.healthy(); ++i) {
+        const Code code = outcome.error().code();
+        bool is_theirs = failures != core_.segments.copy_failures() &&
+                         (code == Code::unavailable || code == Code::no_space);
+        if (!is_theirs) break;
+        failures = core_.segments.copy_failures();
+        co_await undo();
+        outcome = co_await write();
+    }
+    if (!outcome) co_await undo();
+    co_return outcome;
 }
 
 Task<Result<void>> Mover::publish() {
@@ -411,12 +456,13 @@ Task<Result<void>> Mover::publish() {
     for (const Output& output : outputs_) {
         body.segments.push_back({.id = output.segment.handle.id(),
                                  .index = output.index,
-                                 .group = GroupId{},
+                                 .group = output.segment.handle.group(),
                                  .block_count = output.segment.footer.entry_count,
                                  .segment_class = lifetime_class_});
     }
     record.body = std::move(body);
     CO_TRY_ASSIGN(Lsn lsn, co_await core_.append_meta(std::move(record)));
+    is_published_ = true;
     for (Output& output : outputs_) {
         core_.segments.put(output.index, output.segment.handle);
         CO_TRY(core_.map->segments().add(output.index, entry_of(output.segment, lsn)));
@@ -435,6 +481,7 @@ Task<void> Mover::undo() {
         core_.map->segments().release(output.index);
     }
     outputs_.clear();
+    relocations_.clear();
 }
 
 Task<Result<void>> Mover::run(std::vector<uint32_t> indexes) {
@@ -442,13 +489,11 @@ Task<Result<void>> Mover::run(std::vector<uint32_t> indexes) {
         CO_TRY(co_await collect(index));
     co_await load();
     if (!blocks_.empty()) {
-        Result<void> outcome = co_await write();
-        if (!outcome) {
-            co_await undo();
-            co_return outcome;
-        }
+        Result<void> outcome = co_await write_all();
+        if (!outcome && is_final(outcome.error().code())) core_.fail_for_good(outcome.error());
+        if (!outcome) co_return outcome;
         outcome = co_await publish();
-        if (!outcome && outcome.error().code() == Code::busy) {
+        if (!outcome && !is_published_ && outcome.error().code() == Code::busy) {
             // The journal had no room: nothing was appended.
             co_await undo();
             co_return outcome;
@@ -475,6 +520,21 @@ Task<Result<void>> VolumeCore::relocate(std::vector<uint32_t> indexes, uint8_t l
 // ---- scrub ----
 
 Task<Result<ScrubResult>> VolumeCore::scrub(uint32_t index) {
+    CO_TRY_ASSIGN(ScrubResult out, co_await check_segment(index));
+    const SegmentHandle* found = segments.find(index);
+    if (out.problems.empty() || found == nullptr || !found->copies() || !found->has_local())
+        co_return out;
+    const SegmentHandle handle = *found;
+    auto mended = co_await segments.mend_here(handle);
+    if (mended && *mended) {
+        out.repaired = std::exchange(out.problems, {});
+    } else if (!mended) {
+        out.problems.push_back(mended.error().message());
+    }
+    co_return out;
+}
+
+Task<Result<ScrubResult>> VolumeCore::check_segment(uint32_t index) {
     ScrubResult out;
     const SegmentEntry* entry = map->segments().find(index);
     if (entry == nullptr || entry->state != SegmentState::sealed) co_return out;
@@ -483,6 +543,8 @@ Task<Result<ScrubResult>> VolumeCore::scrub(uint32_t index) {
         auto guard = co_await upkeep.lock();
         CO_TRY(healthy());
         co_await scrub_sealed(index, out);
+        const SegmentHandle* found = segments.find(index);
+        if (found != nullptr && !found->has_local()) co_return out;
         out.bytes_checked += co_await map->scrub_segment(index, out.problems);
     } else {
         co_await scrub_sealed(index, out);
@@ -503,21 +565,23 @@ Task<void> VolumeCore::scrub_sealed(uint32_t index, ScrubResult& out) {
         co_return;
     }
     SegmentHandle handle = *found;
-    auto sealed = co_await read_index(handle);
+    // Each copy is checked by the node that has it.
+    if (!handle.has_local()) co_return;
+    auto sealed = co_await read_index_copy(handle, 0);
     if (!sealed) {
         out.problems.push_back(sealed.error().message());
         co_return;
     }
     const format::SegmentFooter& footer = sealed->footer;
     if (footer.header.volume != params.id || footer.header.lineage != params.lineage) {
-        Error error = handle.store->corrupt_at(handle.pin, 0, "it belongs to another volume");
+        Error error = handle.corrupt_at(0, "it belongs to another volume");
         out.problems.push_back(error.message());
     }
     out.bytes_checked += format::kSegmentDataOffset + footer.index_bytes();
     Buffer block = Buffer::allocate(kBlockBytes);
     for (const format::SegmentIndexEntry& item : sealed->entries) {
         uint64_t offset = uint64_t{item.offset_units} * format::kPlaceUnitBytes;
-        auto read = co_await handle.store->read(handle.pin, offset, block);
+        auto read = co_await handle.read(offset, block);
         if (!read) {
             out.problems.push_back(read.error().message());
         } else if (crc32c(block.bytes()) != item.crc) {

@@ -31,10 +31,25 @@ Result<void> check_params(const VolumeParams& params) {
 
 // ---- core ----
 
+namespace {
+
+std::unique_ptr<SegmentPeers> make_peers(Resources& resources, const VolumeParams& params,
+                                         runtime::Gate& background) {
+    if (resources.placement == nullptr) return nullptr;
+    replica::Placement& placement = *resources.placement;
+    replica::SegmentActor actor{
+        params.id, params.lineage, {placement.self(), params.epoch, params.token}};
+    return std::make_unique<SegmentPeers>(resources.env, resources.space, placement, actor,
+                                          params.copies, background);
+}
+
+}  // namespace
+
 VolumeCore::VolumeCore(Resources& resources, VolumeParams params)
     : resources(resources),
       params(params),
-      segments(resources.space, params.id, params.lineage, params.epoch),
+      segments(resources.space, params.id, params.lineage, params.epoch,
+               make_peers(resources, params, background)),
       pages(segments) {
     make_map();
 }
@@ -47,6 +62,7 @@ void VolumeCore::make_map() {
 }
 
 VolumeCore::~VolumeCore() {
+    segments.clear();
     if (charged_bytes != 0) resources.overlay.give_back(charged_bytes);
     if (promised_units != 0) resources.space.give_back(promised_units);
 }
@@ -96,6 +112,7 @@ void VolumeCore::fail_for_good(const Error& error) {
     settle();
     resources.overlay.wake();
     applied.wake_all();
+    numbered.wake_all();
     drained.wake_all();
     if (log) log->refuse_waiting(*fault, replica::VolumeLog::Waiting::own);
 }
@@ -120,9 +137,9 @@ Task<Result<void>> VolumeCore::start(bool is_new) {
                                  .epoch = params.epoch,
                                  .token = params.token,
                                  .recorded = params.recorded};
-    auto opened = co_await resources.journal.open(std::move(request));
-    if (!opened) co_return fail(std::move(opened).error());
-    log = std::move(*opened);
+    if (log == nullptr) {
+        CO_TRY_ASSIGN(log, co_await resources.journal.open(std::move(request)));
+    }
     log->watch_endangered([this] {
         noticed = false;
         notice();
@@ -133,12 +150,13 @@ Task<Result<void>> VolumeCore::start(bool is_new) {
         co_return fail(Code::already_exists, "volume {} exists: its journal ends at LSN {}",
                        params.id, tail.last_lsn);
     }
+    // Before anything of an earlier owner's is looked at, in the journal or beside it.
+    if (segments.peers() != nullptr) CO_TRY(co_await segments.peers()->survey());
     CO_TRY(co_await replay());
     CO_TRY(co_await settle_log());
     std::vector<SegmentId> leftovers = find_leftovers();
-    if (!leftovers.empty()) {
-        background.spawn(resources.env.executor, remove_leftovers(std::move(leftovers)));
-    }
+    if (!leftovers.empty() || segments.peers() != nullptr)
+        background.spawn(resources.env.executor, tidy_up(std::move(leftovers)));
     if (size_bytes() < params.size_bytes) CO_TRY(co_await grow(params.size_bytes));
     co_return Result<void>{};
 }
@@ -176,6 +194,7 @@ Task<void> VolumeCore::stop(bool is_closing, Result<void>* outcome) {
     next_segment = nullptr;
     full_segments.clear();
     frozen_segments.clear();
+    given_up_segments.clear();
 }
 
 void VolumeCore::notice() {
@@ -241,10 +260,12 @@ Volume::~Volume() = default;
 
 namespace {
 
-Task<Result<std::unique_ptr<VolumeCore>>> start_core(Resources& resources, VolumeParams params,
-                                                     bool is_new) {
+Task<Result<std::unique_ptr<VolumeCore>>> start_core(
+    Resources& resources, VolumeParams params, bool is_new,
+    std::unique_ptr<replica::VolumeLog> log = nullptr) {
     CO_TRY(check_params(params));
     auto core = std::make_unique<VolumeCore>(resources, params);
+    core->log = std::move(log);
     auto started = co_await core->start(is_new);
     if (!started) {
         core->fault = started.error();
@@ -263,6 +284,13 @@ Task<Result<std::unique_ptr<Volume>>> Volume::create(Resources& resources, Volum
 
 Task<Result<std::unique_ptr<Volume>>> Volume::open(Resources& resources, VolumeParams params) {
     CO_TRY_ASSIGN(auto core, co_await start_core(resources, params, false));
+    co_return std::unique_ptr<Volume>(new Volume(std::move(core)));
+}
+
+Task<Result<std::unique_ptr<Volume>>> Volume::open(Resources& resources, VolumeParams params,
+                                                   std::unique_ptr<replica::VolumeLog> log) {
+    CHECK(log != nullptr && log->volume() == params.id && log->epoch() == params.epoch);
+    CO_TRY_ASSIGN(auto core, co_await start_core(resources, params, false, std::move(log)));
     co_return std::unique_ptr<Volume>(new Volume(std::move(core)));
 }
 
@@ -286,7 +314,27 @@ Task<Result<LossReport>> Volume::recover(Resources& resources, VolumeParams para
     co_return report;
 }
 
-Task<Result<void>> Volume::destroy(Resources& resources, VolumeId volume) {
+namespace {
+
+Task<Result<void>> destroy_on(replica::RemoteSegments& remote, replica::SegmentActor actor) {
+    CO_TRY_ASSIGN(replica::RemoteSegments::Listing listing, co_await remote.list(actor));
+    bool is_leaving = listing.is_leaving;
+    for (size_t first = 0; first < listing.copies.size(); first += replica::kSegmentListMax) {
+        std::vector<SegmentId> ids;
+        size_t end = std::min(first + replica::kSegmentListMax, listing.copies.size());
+        for (size_t i = first; i < end; ++i)
+            ids.push_back(listing.copies[i].id);
+        CO_TRY_ASSIGN(bool is_gone, co_await remote.remove(actor, std::move(ids)));
+        is_leaving = !is_gone;
+    }
+    if (!is_leaving) co_return Result<void>{};
+    co_return fail(Code::busy, "a segment of volume {} is still being read on node {}",
+                   actor.volume, remote.node());
+}
+
+}  // namespace
+
+Task<Result<void>> Volume::destroy(Resources& resources, VolumeId volume, replica::Claim claim) {
     // The log goes first: segments without it are leftovers, a log without them would be a loss.
     CO_TRY(co_await resources.journal.drop(volume));
     std::vector<media::SegmentStore*> stores = resources.space.stores();
@@ -298,6 +346,16 @@ Task<Result<void>> Volume::destroy(Resources& resources, VolumeId volume) {
         if (store->is_leaving(volume)) {
             co_return fail(Code::busy, "a segment of volume {} is still being read", volume);
         }
+    }
+    if (resources.placement == nullptr) co_return Result<void>{};
+    const std::vector<NodeId> others = resources.placement->others();
+    for (NodeId node : others) {
+        replica::RemoteSegments* remote = resources.placement->segments_on(node);
+        if (remote == nullptr) {
+            co_return fail(Code::unavailable,
+                           "node {} may have segments of volume {} and is not known", node, volume);
+        }
+        CO_TRY(co_await destroy_on(*remote, {volume, {}, claim}));
     }
     co_return Result<void>{};
 }
@@ -398,7 +456,7 @@ std::vector<SegmentView> Volume::segments() const {
                        .age_lsn = entry->age_lsn,
                        .block_count = entry->block_count,
                        .live_count = is_going_in ? entry->block_count : entry->live_count,
-                       .unit_count = handle->pin.info().unit_count,
+                       .unit_count = handle->unit_count(),
                        .is_damaged = core_->is_uncleanable(entry->id)});
     }
     return out;

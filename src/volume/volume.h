@@ -41,6 +41,8 @@ struct VolumeParams {
     OpenToken token;  // new, random: record it (Journal::membership_for) once open() succeeded
     // As the control store knew it before this claim; none only for a volume that never had a log.
     std::optional<replica::Membership> recorded;
+    // On how many nodes each new segment lies; more than one needs Resources::placement.
+    uint32_t copies = 1;
 };
 
 // What damage keeps a volume closed, and what going on without it costs.
@@ -106,6 +108,8 @@ struct SegmentView {
 struct ScrubResult {
     uint64_t bytes_checked = 0;
     std::vector<std::string> problems;
+    // What was wrong with this node's copy, which has been made anew out of another node's.
+    std::vector<std::string> repaired;
 };
 
 class Volume final : public BlockDevice {
@@ -120,6 +124,10 @@ class Volume final : public BlockDevice {
     // fenced, io_error, unsupported, busy.
     static runtime::Task<Result<std::unique_ptr<Volume>>> open(Resources& resources,
                                                                VolumeParams params);
+    // The same with the log of a claim that is through, whose epoch and token params carry.
+    // `recorded` is not looked at.
+    static runtime::Task<Result<std::unique_ptr<Volume>>> open(
+        Resources& resources, VolumeParams params, std::unique_ptr<replica::VolumeLog> log);
     // A way out for a volume whose open() fails by damage: finds out what is lost and, with
     // `accept`, goes on without it. That is final once this returns, and happens not at all before:
     // after an error or a power cut it is repeated. `look` changes nothing. Open it afterwards.
@@ -132,10 +140,13 @@ class Volume final : public BlockDevice {
         Resources& resources, VolumeParams params, replica::OnLoss on_loss,
         std::optional<LossReport> accepted = std::nullopt);
     // Frees every segment and the log of a volume that is not open; of an open one after stop().
-    // Works on a full device; idempotent (a repeat finds nothing).
+    // Works on a full device; idempotent (a repeat finds nothing). With Resources::placement it
+    // frees the segments on every node, under `claim`.
     // Errors: busy (somebody still reads a segment; nobody else frees it after a power cut, so call
-    // again before the volume is forgotten), io_error.
-    static runtime::Task<Result<void>> destroy(Resources& resources, VolumeId volume);
+    // again before the volume is forgotten), io_error, unavailable (a node does not answer: call
+    // again), fenced.
+    static runtime::Task<Result<void>> destroy(Resources& resources, VolumeId volume,
+                                               replica::Claim claim = {});
 
     // Requires: close() or stop() has resolved (or its process is dead).
     ~Volume() override;
@@ -186,7 +197,8 @@ class Volume final : public BlockDevice {
     // Errors: corrupt (named; its other blocks are moved), no_space, io_error.
     runtime::Task<Result<void>> relocate(std::vector<uint32_t> segment_indexes,
                                          uint8_t lifetime_class);
-    // Checks header, footer, index and every block of one segment, or every map page in it.
+    // Checks header, footer, index and every block of one segment, or every map page in it, in this
+    // node's copy; a bad copy is made anew out of another node's where there is one.
     runtime::Task<Result<ScrubResult>> scrub(uint32_t segment_index);
 
     // The whole map as text lines "lba place crc" of mapped blocks in order, for tests.

@@ -11,7 +11,7 @@ namespace {
 
 using replica::OnLoss;
 
-RigOptions small_options() {
+RigOptions small_disk() {
     RigOptions options;
     options.disk_bytes = 52 * kMiB;
     options.volume_bytes = 8 * kMiB;
@@ -35,7 +35,7 @@ void checkpoint(Rig& rig) {
 
 // Two leaves, each in the map and changed once more; something undrained. Gives the segment of the
 // drain that no checkpoint covers.
-SegmentView fill(Rig& rig) {
+SegmentView fill_segments(Rig& rig) {
     rig.make();
     ok(rig.world.run(rig.write(0, 32 * kKiB)));
     ok(rig.world.run(rig.write(5 * kMiB, 16 * kKiB)));
@@ -67,7 +67,7 @@ void write_in_vain(Rig& rig, uint64_t offset) {
 
 // Each leaves the node down and the volume closed by damage.
 void lose_the_end(Rig& rig) {
-    fill(rig);
+    fill_segments(rig);
     uint64_t next = rig.device->ring().newest_sequence() + 1;
     write_in_vain(rig, 28 * kKiB);
     uint64_t at = frame_offset(rig, next);
@@ -76,7 +76,7 @@ void lose_the_end(Rig& rig) {
 }
 
 void leave_a_hole(Rig& rig) {
-    fill(rig);
+    fill_segments(rig);
     uint64_t next = rig.device->ring().newest_sequence() + 1;
     for (uint64_t offset : {40 * kKiB, 44 * kKiB, 48 * kKiB})
         write_in_vain(rig, offset);
@@ -86,7 +86,7 @@ void leave_a_hole(Rig& rig) {
 }
 
 void spoil_page(Rig& rig, std::initializer_list<format::PageKind> kinds) {
-    fill(rig);
+    fill_segments(rig);
     std::vector<uint64_t> places;
     for (format::PageKind kind : kinds)
         places.push_back(page_offset(rig, kind));
@@ -96,7 +96,7 @@ void spoil_page(Rig& rig, std::initializer_list<format::PageKind> kinds) {
 }
 
 void spoil_index_and_block(Rig& rig) {
-    SegmentView segment = fill(rig);
+    SegmentView segment = fill_segments(rig);
     uint64_t begin = device_offset(rig, segment.id);
     uint64_t at = begin + index_offset(rig, segment);
     rig.stop();
@@ -190,7 +190,7 @@ struct Cut {
 class RecoverCut : public testing::TestWithParam<size_t> {
   protected:
     void prepare() {
-        rig.emplace(100 + GetParam(), small_options());
+        rig.emplace(100 + GetParam(), small_disk());
         scenarios()[GetParam()].prepare(*rig);
         ASSERT_FALSE(HasFailure());
         contents = rig->world.disk(Rig::kPath).contents();

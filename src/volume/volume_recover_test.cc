@@ -156,7 +156,7 @@ TEST(VolumeRecover, AnUnreadableIndexOfTheCleanerCostsNothing) {
 
 // The block right behind the newest frame that can be read: acknowledged writes may have been
 // there. Gives how many of the three writes of the tail are there at the end.
-void lose_the_end(Rig& rig) {
+void lose_the_newest(Rig& rig) {
     fill(rig);
     ASSERT_TRUE(rig.world.run(rig.write(0, 4 * kKiB)));
     ASSERT_TRUE(rig.world.run(rig.write(12 * kKiB, 4 * kKiB)));
@@ -170,7 +170,7 @@ void lose_the_end(Rig& rig) {
 
 TEST(VolumeRecover, AVolumeGoesOnBehindALostEndOfTheJournal) {
     Rig rig(6);
-    lose_the_end(rig);
+    lose_the_newest(rig);
     rig.start_node();
     auto opened = rig.try_open();
     ASSERT_FALSE(opened);

@@ -5,12 +5,6 @@
 namespace peplos::volume {
 namespace {
 
-#define ASSERT_OK(expression)                               \
-    do {                                                    \
-        auto&& ok_result = (expression);                    \
-        ASSERT_TRUE(ok_result) << ok_result.error().text(); \
-    } while (false)
-
 TEST(Volume, UnwrittenBlocksReadAsZeros) {
     Rig rig(1);
     rig.make();
@@ -203,6 +197,46 @@ TEST(Volume, AReadAcrossLeavesSeesOneMomentOfTheMap) {
     rig.world.run_for(std::chrono::seconds(2));
     ASSERT_TRUE(wrong.has_value());
     EXPECT_EQ(*wrong, "");
+}
+
+// What the seal, or a relocation, says is durable: it must not be undone for a queue that is full.
+TEST(Volume, ADurableChangeWaitsForLeavesThatAreElsewhere) {
+    constexpr uint64_t kForever = 1'000'000;
+    for (uint64_t times : {uint64_t{1}, uint64_t{5}, kForever}) {
+        Rig rig(311);
+        rig.make();
+        ASSERT_OK(rig.world.run(rig.write(0, 256 * kKiB)));
+        ASSERT_OK(rig.world.run(rig.volume->drain()));
+        ASSERT_OK(rig.world.run(rig.write(64 * kKiB, 64 * kKiB)));
+        rig.world.faults().arm("volume.map.leaves_are_away", times);
+        Result<void> drained = rig.world.run(rig.volume->drain());
+        EXPECT_EQ(drained.has_value(), times != kForever);
+        EXPECT_EQ(rig.world.run(rig.volume->drain()).has_value(), times != kForever);
+        if (times != kForever) rig.expect_all();
+        rig.world.faults().disarm("volume.map.leaves_are_away");
+        rig.crash({.mode = sim::CrashMode::lose});
+        rig.recover();
+        rig.expect_all();
+    }
+}
+
+TEST(Volume, ADurableRelocationWaitsForLeavesThatAreElsewhere) {
+    Rig rig(312);
+    rig.make();
+    ASSERT_OK(rig.world.run(rig.write(0, 256 * kKiB)));
+    ASSERT_OK(rig.world.run(rig.volume->drain()));
+    ASSERT_OK(rig.world.run(rig.write(64 * kKiB, 64 * kKiB)));
+    ASSERT_OK(rig.world.run(rig.volume->drain()));
+    std::vector<uint32_t> all;
+    for (const SegmentView& segment : rig.volume->segments()) {
+        if (segment.kind == format::SegmentKind::data) all.push_back(segment.index);
+    }
+    ASSERT_FALSE(all.empty());
+    rig.world.faults().arm("volume.map.leaves_are_away", 4);
+    ASSERT_OK(rig.world.run(rig.volume->relocate(all, 1)));
+    rig.expect_all();
+    rig.reopen();
+    rig.expect_all();
 }
 
 }  // namespace

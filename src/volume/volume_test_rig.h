@@ -13,6 +13,12 @@
 #include "volume/leaf_cache.h"
 #include "volume/volume.h"
 
+#define ASSERT_OK(...)                                      \
+    do {                                                    \
+        auto&& ok_result = (__VA_ARGS__);                   \
+        ASSERT_TRUE(ok_result) << ok_result.error().text(); \
+    } while (false)
+
 namespace peplos::volume {
 
 using runtime::Task;

@@ -68,7 +68,7 @@ bool VolumeCore::try_take_room(uint64_t blocks) {
     if (!resources.overlay.try_take(bytes)) return false;
     uint64_t units = needed_units(blocks);
     if (units > promised_units) {
-        if (!resources.space.try_promise(units - promised_units)) {
+        if (!segments.try_promise(units - promised_units)) {
             resources.overlay.give_back(bytes);
             return false;
         }
@@ -410,10 +410,10 @@ Task<Result<std::shared_ptr<OpenSegment>>> VolumeCore::make_open_segment(uint32_
     uint64_t least = format::segment_run_bytes(format::segment_bytes_for(block_count));
     run = std::max(run, least);
     // A stream may not take what small writes were promised, nor most of a small device.
-    while (run > least && run / limits::kSegmentUnitBytes * 8 > resources.space.available_units()) {
+    const auto available = static_cast<uint64_t>(std::max<int64_t>(segments.headroom_units(), 0));
+    while (run > least && run / limits::kSegmentUnitBytes * 8 > available)
         run /= 2;
-    }
-    if (run / limits::kSegmentUnitBytes > resources.space.available_units()) {
+    if (run / limits::kSegmentUnitBytes > available) {
         co_return fail(Code::no_space, "no room for a segment of large writes");
     }
     auto created = co_await segments.create(format::SegmentKind::large, kLongLivedClass, run,
@@ -469,6 +469,36 @@ Task<void> VolumeCore::drop_next_segment() {
         LOG_WARN("an unused segment stays until the next open: {}", removed.error().text());
 }
 
+// False: it has no room, and none can be made. After true nothing suspends until the caller does.
+Task<Result<bool>> VolumeCore::find_open_segment(Lba lba, uint32_t block_count) {
+    while (true) {
+        while (!locks.empty() && locks.overlaps(lba.value, lba.value + block_count)) {
+            co_await locks.wait();
+        }
+        CO_TRY(alive());
+        if (is_freezing) {
+            co_await numbered.wait();
+            continue;
+        }
+        if (have_open_segment(block_count)) co_return true;
+        auto made = co_await create_open_segment(block_count);
+        if (made) continue;
+        const Code code = made.error().code();
+        // Of other nodes: what cannot be put there goes through the journal.
+        if (code == Code::no_space || code == Code::unavailable) co_return false;
+        co_return fail(std::move(made).error());
+    }
+}
+
+void VolumeCore::open_ahead_of(const OpenSegment& segment) {
+    if (next_segment || is_opening_ahead || background.is_closed() ||
+        segment.block_count < segment.block_count_max / 2) {
+        return;
+    }
+    is_opening_ahead = true;
+    background.spawn(resources.env.executor, open_ahead());
+}
+
 // The payload goes into the open segment and its record into the journal at the same time. The
 // record is believed only with the payload: the write is acknowledged when both are durable, and
 // no later record says it was (settled_lsn) before.
@@ -482,49 +512,97 @@ Task<Result<void>> VolumeCore::write_large(Lba lba, Buffer data) {
     if (!admission) {
         CO_TRY_ASSIGN(admission, co_await admit(record));
     }
-    while (true) {
-        while (!locks.empty() && locks.overlaps(lba.value, lba.value + block_count)) {
-            co_await locks.wait();
-        }
-        CO_TRY(alive());
-        if (have_open_segment(block_count)) break;
-        auto made = co_await create_open_segment(block_count);
-        if (made) continue;
-        if (made.error().code() != Code::no_space) co_return made;
+    CO_TRY_ASSIGN(bool has_room, co_await find_open_segment(lba, block_count));
+    if (!has_room) {
         admission = {};
         co_return co_await write_pieces(lba, std::move(data));
     }
+    if (open_segment->handle.copies()) {
+        co_return co_await write_large_first(std::move(record), std::move(admission),
+                                             std::move(data));
+    }
+    CO_TRY(healthy());
     // From here to submit() nothing suspends.
     OpenSegment& segment = *open_segment;
     uint64_t offset = format::segment_block_offset(segment.block_count);
     segment.block_count += block_count;
+    SegmentHandle handle = segment.handle;
+    replica::AppendTicket ticket =
+        submit_reference(std::move(record), std::move(admission), segment, offset);
+    Lsn lsn = in_flight.back().lsn;
+    open_ahead_of(segment);
+    std::vector<Buffer> from{std::move(data)};
+    Durability durability =
+        PLANTED("write.volatile_payload") ? Durability::volatile_ : Durability::durable;
+    auto written = co_await handle.write_vector(offset, std::move(from), durability);
+    if (!written) co_return co_await complete(lsn, std::move(written));
+    Result<void> outcome = co_await log->wait(std::move(ticket));
+    co_return co_await complete(lsn, std::move(outcome));
+}
+
+replica::AppendTicket VolumeCore::submit_reference(Record record, replica::Admission admission,
+                                                   const OpenSegment& segment, uint64_t offset) {
     record.body = format::WriteRefBody{.segment = segment.handle.id(),
                                        .segment_index = segment.index,
                                        .block_offset = static_cast<uint32_t>(offset / kBlockBytes)};
     InFlight entry{.lsn = {},
                    .type = RecordType::write_ref,
-                   .lba = lba,
-                   .block_count = block_count,
+                   .lba = record.lba,
+                   .block_count = record.block_count,
                    .data = {},
                    .place = format::Place::block(segment.index, offset),
                    .crcs = record.crcs};
-    SegmentHandle handle = segment.handle;
-    replica::AppendTicket ticket =
-        submit(std::move(record), std::move(admission), std::move(entry));
-    Lsn lsn = in_flight.back().lsn;
-    if (!next_segment && !is_opening_ahead && !background.is_closed() &&
-        segment.block_count >= segment.block_count_max / 2) {
-        is_opening_ahead = true;
-        background.spawn(resources.env.executor, open_ahead());
+    return submit(std::move(record), std::move(admission), std::move(entry));
+}
+
+// Nothing more goes into it. What it has is acknowledged: a drain writes it anew.
+void VolumeCore::give_up(const std::shared_ptr<OpenSegment>& segment) {
+    segment->is_given_up = true;
+    if (open_segment != segment) return;
+    full_segments.push_back(std::move(open_segment));
+    open_segment = nullptr;
+}
+
+Task<Result<void>> VolumeCore::write_large_first(Record record, replica::Admission admission,
+                                                 Buffer data) {
+    const auto block_count = static_cast<uint32_t>(record.block_count);
+    const Lba lba = record.lba;
+    for (int i = 0; i < kCopyAttempts; ++i) {
+        if (is_freezing || !have_open_segment(block_count)) {
+            CO_TRY_ASSIGN(bool has_room, co_await find_open_segment(lba, block_count));
+            if (!has_room) break;
+        }
+        const std::shared_ptr<OpenSegment> segment = open_segment;
+        if (!segment->handle.copies()) break;
+        const uint64_t offset = format::segment_block_offset(segment->block_count);
+        segment->block_count += block_count;
+        // A drain that takes the segment along waits for the LSN.
+        ++segment->unnumbered;
+        open_ahead_of(*segment);
+        std::vector<Buffer> from{data};
+        auto written =
+            co_await segment->handle.write_vector(offset, std::move(from), Durability::durable);
+        while (written && !fault && locks.overlaps(lba.value, lba.value + block_count))
+            co_await locks.wait();
+        --segment->unnumbered;
+        numbered.wake_all();
+        CO_TRY(alive());
+        if (!written) {
+            const Code code = written.error().code();
+            if (is_final(code)) fail_for_good(written.error());
+            CO_TRY(healthy());
+            PROBE("volume.write.other_group");
+            give_up(segment);
+            continue;
+        }
+        replica::AppendTicket ticket =
+            submit_reference(std::move(record), std::move(admission), *segment, offset);
+        const Lsn lsn = in_flight.back().lsn;
+        Result<void> outcome = co_await log->wait(std::move(ticket));
+        co_return co_await complete(lsn, std::move(outcome));
     }
-    std::vector<Buffer> from{std::move(data)};
-    Durability durability =
-        PLANTED("write.volatile_payload") ? Durability::volatile_ : Durability::durable;
-    auto written =
-        co_await handle.store->write_vector(handle.pin, offset, std::move(from), durability);
-    if (!written) co_return co_await complete(lsn, std::move(written));
-    Result<void> outcome = co_await log->wait(std::move(ticket));
-    co_return co_await complete(lsn, std::move(outcome));
+    admission = {};
+    co_return co_await write_pieces(lba, std::move(data));
 }
 
 // ---- parts of blocks ----

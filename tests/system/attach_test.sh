@@ -70,7 +70,7 @@ start() {
 answer() {  # the next line of the server's output, in $reply
     answer_count=$((answer_count + 1))
     reply=""
-    for _ in $(seq 600); do
+    for _ in $(seq 240); do
         reply=$(sed -n "${answer_count}p" "$work/out")
         [ -n "$reply" ] && return 0
         ended "$server" && break
@@ -86,7 +86,13 @@ ask() {
 kill_server() {
     end_processes "$server"
 }
-has_own_namespace() { [ "$(readlink "/proc/$1/ns/mnt")" != "$(readlink /proc/self/ns/mnt)" ]; }
+# What is started in the background runs its command from now on: in its directory or namespace.
+runs() { [ "$(cat "/proc/$1/comm")" = "$2" ]; }  # runs PID COMMAND
+a_holder_has_it() {
+    local pid
+    for pid in $(holder_pids); do readlink "/proc/$pid/fd/"* | grep -qx /dev/fuse && return; done
+    return 1
+}
 ours_mounted() { grep -q " $mounts/" /proc/self/mountinfo; }
 our_loops() {  # from sysfs: losetup asks each device, and one of another test may hang
     grep -ls "^$mounts/disk" /sys/block/loop*/loop/backing_file |
@@ -126,10 +132,17 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM
 
+requests_beyond() {  # requests_beyond COUNT: whether the server got more than that
+    ask counters >/dev/null
+    [ "$(echo "$reply" | cut -d' ' -f2)" -gt "$1" ]
+}
+
 verified_writes() {  # verified_writes TARGET_ARGUMENTS...: fio with verification, three kills
     timeout -k 5 60 fio --name=verify "$@" --rw=randwrite --bs=4k --direct=1 --iodepth=16 \
         --ioengine=libaio --verify=crc32c --loops=2 --output="$work/fio" &
     local fio=$! i resent=0
+    ask counters
+    check "writes arrive" until_true 20 requests_beyond $(($(echo "$reply" | cut -d' ' -f2) + 100))
     for i in 1 2 3; do
         sleep 0.7
         kill_server
@@ -210,7 +223,7 @@ case_holder() {
     old=$(holder_pids)
     end_processes "$old"
     check "the daemon started another holder" until_true 10 another_holder "$old"
-    sleep 0.5  # it is given the descriptor a moment later
+    check "and gave it the descriptor" until_true 10 a_holder_has_it
     kill_server
     start "$fs" "$size" 512
     check "the new holder had the descriptor: resumed" grep -q "volume resumed" "$work/err"
@@ -236,6 +249,7 @@ case_busy() {
     start "$fs" "$size" 512
     (cd "$data" && exec sleep 100) &
     others+=($!)
+    check "a process in the directory" until_true 20 runs "${others[0]}" sleep
     ask detach
     check "busy, and the process is named" reply_has "(sleep)"
     check "still mounted" ours_mounted
@@ -243,7 +257,7 @@ case_busy() {
     wait "${others[0]}" 2>/dev/null
     unshare -m --propagation private sleep 100 &
     others+=($!)
-    until_true 5 has_own_namespace "${others[1]}"
+    check "a private mount namespace" until_true 20 runs "${others[1]}" sleep
     ask detach
     check "busy while a private mount namespace has it" reply_has "mount namespace"
     ask attach
@@ -258,6 +272,7 @@ case_busy() {
     ask attach
     (cd "$data" && exec sleep 100) &
     others+=($!)
+    check "a process in the directory" until_true 20 runs "${others[2]}" sleep
     ask force
     check "detached by force" ok_reply
     check "no mount is left" bash -c "! grep -q ' $mounts/' /proc/self/mountinfo"
@@ -273,6 +288,32 @@ case_grow() {
     check "grown online" reply_has "grown online"
     ask info
     check "the file system has the new size" [ "$(echo "$reply" | cut -d' ' -f4)" -gt 900000000 ]
+    ask detach
+    fresh
+    say "xfs grows in many steps under direct writes"
+    local bytes=$((512 << 20)) step fio writes
+    start xfs "$bytes" 512
+    fio --name=writes --directory="$data" --size=16m --rw=randwrite --bs=4k --direct=1 \
+        --iodepth=16 --ioengine=libaio --time_based --runtime=120 --output="$work/fio" &
+    fio=$!
+    ask counters
+    writes=$(echo "$reply" | cut -d' ' -f2)
+    check "writes arrive" until_true 20 requests_beyond $((writes + 1000))
+    for step in $(seq 24); do
+        bytes=$((bytes + (16 << 20)))
+        ask grow "$bytes"
+        reply_has "grown online" || break
+    done
+    # A write that ends while the kernel asks for the size must not make it forget the answer.
+    check "each of 24 steps: grown online ($step)" reply_has "grown online"
+    check "the loop device has the size" [ "$(blockdev --getsize64 "$(our_loops)")" = "$bytes" ]
+    check "and gives its last block" [ "$(dd if="$(our_loops)" iflag=direct bs=4k \
+        skip=$((bytes / 4096 - 1)) status=none | wc -c)" = 4096 ]
+    check "the writes go on meanwhile" kill -0 "$fio"
+    kill "$fio"
+    wait "$fio"
+    ask counters
+    check "no I/O error was answered" [ "${reply##* }" = 0 ]
     ask detach
     fresh
     say "ext4 grows online, or at the next mount where the capability is missing"

@@ -41,7 +41,7 @@ def attach_holder(w):
     attach_script(w, "holder")
 
 
-@case(150)
+@case(240)
 def attach_release(w):
     """A busy volume names its users; by force it goes; sizes grow; leftovers are mended."""
     for number, words in enumerate((("busy",), ("grow",), ("stale",))):

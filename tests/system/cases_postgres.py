@@ -159,7 +159,7 @@ def container_dies_under_pgbench(postgres, turn):
 @case(420)
 def postgres_survives_kill_of_peplosd(w):
     """pgbench through repeated kill -9 of peplosd: no error, no lost transaction."""
-    daemon_dies_under_pgbench(w, prepared(w), 20 + w.long_seconds, 3)
+    daemon_dies_under_pgbench(w, prepared(w), 30 + w.long_seconds, 3)
 
 
 @case(420)
@@ -176,5 +176,5 @@ def postgres_on_xfs(w):
     postgres = prepared(w, "xfs")
     out = w.docker("exec", "pg", "grep", " /data ", "/proc/mounts").stdout
     expect(" xfs " in out, f"not xfs: {out}")
-    daemon_dies_under_pgbench(w, postgres, 12 + w.long_seconds, 2)
+    daemon_dies_under_pgbench(w, postgres, 20 + w.long_seconds, 2)
     container_dies_under_pgbench(postgres, 0)

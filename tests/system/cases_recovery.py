@@ -98,7 +98,7 @@ def state_disk_full(w):
     expect(refused and "space" in refused and "control.db" in refused, f"said {refused!r}")
     w.docker("exec", "user", "sh", "-c", "echo on >/data/f; sync -f /data")
     log = w.log_dir / "peplosd.log"
-    wait_for("a word of the backup", 10, lambda: "control-backup.db" in log.read_text())
+    wait_for("a word of the backup", 30, lambda: "control-backup.db" in log.read_text())
     ballast.unlink()
     w.docker("rm", "-f", "user")
     w.create("later", size="512MiB")

@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -21,6 +23,8 @@ Restart=always
 [Install]
 WantedBy=multi-user.target
 """
+ANSWER = re.compile(r"@@(\d+) ((?:[\w+/]{4})*(?:[\w+/]{2}[\w+/=]=)?)", re.ASCII)
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
 class MachineError(Exception):
@@ -86,7 +90,7 @@ class Machine:
             disk.truncate(disk_bytes)
         folder_image(files, work / "files.ext4")
 
-    def power_on(self, seconds=180):
+    def power_on(self, seconds=300):
         """Boots it; returns how long it took until commands are taken."""
         began = time.monotonic()
         place = self.work / "agent.sock"
@@ -113,10 +117,9 @@ class Machine:
 
     def connect(self, deadline):
         """Waits until the agent has come up."""
-        if self.agent is None:
-            self.agent = socket.socket(socket.AF_UNIX)
-            self.agent.connect(str(self.work / "agent.sock"))
-            self.received = b""
+        self.agent = socket.socket(socket.AF_UNIX)
+        self.agent.connect(str(self.work / "agent.sock"))
+        self.received = b""
         while self.line(deadline) != "@@ready":
             pass
 
@@ -136,18 +139,28 @@ class Machine:
         text, self.received = self.received.split(b"\n", 1)
         return text.decode(errors="replace").strip("\r\0 ")
 
-    def try_shell(self, command, seconds=60):
-        """(status, output) of a command in the machine."""
+    def send(self, command, seconds):
         packed = base64.b64encode(command.encode()).decode()
         self.agent.sendall(f"{seconds} {packed}\n".encode())
-        deadline = time.monotonic() + seconds + 30
+
+    def answer(self, deadline):
+        """(status, output) of the command that was sent; None when the agent began a new life."""
         while True:
-            answer = self.line(deadline)
-            if answer == "@@ready":
-                raise MachineError(f"the machine started anew during: {command}")
-            if answer.startswith("@@"):
-                status, _, output = answer[2:].partition(" ")
-                return int(status), base64.b64decode(output).decode(errors="replace").rstrip("\n")
+            line = self.line(deadline)
+            if line == "@@ready":
+                return None
+            whole = ANSWER.fullmatch(line)
+            if whole:
+                output = base64.b64decode(whole[2]).decode(errors="replace")
+                return int(whole[1]), output.rstrip("\n")
+
+    def try_shell(self, command, seconds=60):
+        """(status, output) of a command in the machine."""
+        self.send(command, seconds)
+        answer = self.answer(time.monotonic() + seconds + 30)
+        if answer is None:
+            raise MachineError(f"the machine started anew during: {command}")
+        return answer
 
     def shell(self, command, seconds=60):
         """The output of a command that must succeed."""
@@ -174,11 +187,18 @@ class Machine:
         self.agent.close()
         self.agent = None
 
-    def reboot(self, seconds=240):
+    def reboot(self, seconds=400):
         """systemctl reboot; returns how long it took until commands are taken again."""
         began = time.monotonic()
-        self.shell("systemctl --no-block reboot")
-        self.connect(began + seconds)
+        boot = self.shell(BOOT_ID)
+        self.send("systemctl --no-block reboot", 60)
+        # The shutdown ends systemctl and the agent, too: the answer comes before that, or says
+        # that SIGTERM came, or comes in part, or never. What counts is the boot that follows.
+        while (answer := self.answer(began + seconds)) is not None:
+            if answer[0] not in (0, 128 + signal.SIGTERM):
+                raise MachineError(f"systemctl reboot: exit {answer[0]}\n{answer[1]}")
+        if self.shell(BOOT_ID) == boot:
+            raise MachineError("the agent started anew, the machine did not")
         return time.monotonic() - began
 
     def console(self):

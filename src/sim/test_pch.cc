@@ -1,0 +1,1 @@
+// The tests' precompiled header is compiled with this.
