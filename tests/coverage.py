@@ -36,7 +36,7 @@ ROOMS = ("format", "media", "volume", "replica", "keeper", "fabric", "control")
 GOAL_ROOMS = ROOMS[:3]
 UNIT_PROGRAMS = [f"{room}_tests" for room in ROOMS]
 SIM_PROGRAMS = ["swarm_tests", "peplos-sim"]
-PLANS = ("swarm", "crash", "disk", "damage")
+PLANS = ("swarm", "crash", "disk", "sync", "damage")
 LEFT_OUT_MACROS = {"CHECK", "FAULT", "PROBE", "PLANTED"}
 TOOL = {name: shutil.which(name + "-19") or f"/usr/lib/llvm-19/bin/{name}"
         for name in ("llvm-profdata", "llvm-cov")}

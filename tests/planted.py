@@ -23,7 +23,7 @@ def mistakes(program):
 
 
 def seeds_needed(options, name, config, trial):
-    """The number of seeds up to the first that fails; None when all pass."""
+    """The number of seeds up to the first that fails, or what ran out before one did."""
     first = 1 + trial * 100_000
     command = [options.program, "--plant", name, "--config", config, "--seed", str(first),
                "--runs", str(options.seeds)]
@@ -32,9 +32,9 @@ def seeds_needed(options, name, config, trial):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                               errors="replace", timeout=options.seconds)
     except subprocess.TimeoutExpired:
-        return None
+        return f"{options.seconds} s"
     found = re.search(r"^FAIL seed (\d+)", done.stdout, re.M)
-    return int(found[1]) - first + 1 if found else None
+    return int(found[1]) - first + 1 if found else f"{options.seeds} seeds"
 
 
 def main():
@@ -54,10 +54,10 @@ def main():
                   for name in names}
         for name, running in trials.items():
             needed = [trial.result() for trial in running]
-            if None in needed:
+            if unfound := [bound for bound in needed if isinstance(bound, str)]:
                 failed += 1
-                print(f"FAIL {name}: {known[name][1]}: not found by {options.seeds} seeds: "
-                      f"{needed}", flush=True)
+                print(f"FAIL {name}: {known[name][1]}: not found within {', '.join(unfound)}",
+                      flush=True)
                 continue
             print(f"ok {name}: seeds {needed}, median {statistics.median(needed):g}", flush=True)
     print(f"{len(names) - failed} passed, {failed} failed")

@@ -22,7 +22,7 @@ def main():
     parser.add_argument("builds", nargs="+", type=pathlib.Path)
     options = parser.parse_args()
     failed = 0
-    for config in ("swarm", "crash", "disk", "damage"):
+    for config in ("swarm", "crash", "disk", "sync", "damage"):
         found = {str(build): hashes(build, config, options.seeds) for build in options.builds}
         first = next(iter(found.values()))
         is_same = len(first) == options.seeds and all(one == first for one in found.values())

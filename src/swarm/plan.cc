@@ -129,7 +129,7 @@ std::string_view name_of(EndOfLife end) {
 }
 
 std::vector<std::string_view> plan_names() {
-    return {"swarm", "crash", "calm", "disk", "damage"};
+    return {"swarm", "crash", "calm", "disk", "sync", "damage"};
 }
 
 Plan draw_plan(std::string_view name, uint64_t seed, Edition edition) {
@@ -148,7 +148,7 @@ Plan draw_plan(std::string_view name, uint64_t seed, Edition edition) {
         plan.stop_weight = 1;
         plan.kill_weight = plan.power_loss_weight = 0;
     } else {
-        CHECK(name == "crash" || name == "damage", "no plan {}", name);
+        CHECK(name == "crash" || name == "sync" || name == "damage", "no plan {}", name);
     }
     if (edition == Edition::first) return plan;
     sim::Random second(seed, kSecondStream);
@@ -156,6 +156,8 @@ Plan draw_plan(std::string_view name, uint64_t seed, Edition edition) {
     if (name == "calm") plan.cut_start_permille = 0;
     if (name != "calm") plan.faults = 20;
     if (name == "swarm" || name == "disk") draw_second_faults(plan, second);
+    // A failed sync is the only fault: whatever is lost after it was believed to be durable.
+    if (name == "sync") plan.sync_error_permille = static_cast<uint32_t>(second.between(50, 500));
     if (name == "damage" || (name == "swarm" && second.chance(100))) draw_damage(plan, second);
     return plan;
 }
