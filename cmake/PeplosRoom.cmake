@@ -1,6 +1,6 @@
 # peplos_room(NAME LINKS...) makes, from src/NAME:
 #   peplos_NAME      a static library of *.cc (without *_test.cc, *_fuzz.cc, *_main.cc)
-#   NAME_tests       one GoogleTest program of *_test.cc, registered with CTest
+#   NAME_tests       one GoogleTest program of *_test.cc, registered with CTest; not part of `all`
 #   NAME_x_fuzz      one libFuzzer program per x_fuzz.cc, when PEPLOS_FUZZ is on
 find_package(Threads REQUIRED)
 
@@ -41,7 +41,7 @@ function(peplos_room name)
   endif()
 
   if(tests)
-    add_executable(${name}_tests ${tests})
+    add_executable(${name}_tests EXCLUDE_FROM_ALL ${tests})
     target_link_libraries(${name}_tests PRIVATE peplos_${name} peplos_sim gmock gtest gtest_main)
     peplos_pch(${name}_tests peplos_test_pch)
     add_test(NAME ${name} COMMAND ${name}_tests)

@@ -38,10 +38,11 @@ Task<void> attempt_to_connect(runtime::Net& net, std::string address,
 
 }  // namespace
 
-// States of a call: waiting in queue_ (certainly not executed), sent (in a slot only), ended. It
-// has a slot from begin() to end(), and ends once:
+// States of a call: outside_ until there is room, waiting in queue_ (both certainly not executed),
+// sent (in a slot only), ended. It has a slot from begin() to end(), and ends once:
+//   outside -> waiting let_in(), when others ended
 //   waiting -> sent    fill(), when it is handed to the connection
-//   waiting -> ended   its deadline, a failed attempt, stop()
+//   outside, waiting -> ended   its deadline, a failed attempt, stop()
 //   sent    -> ended   its answer, its deadline, the loss of the connection, stop()
 class Channel::Impl final : public Source {
   public:
@@ -88,7 +89,9 @@ class Channel::Impl final : public Source {
     void fill(Batch& batch) override;
     void written() override {}
 
-    Result<void> admit(const Message& request);
+    Result<void> check(const Message& request) const;
+    bool has_room(const Call& call) const;
+    void let_in();
     void begin(Call& call);
     void end(Call& call, Result<Message> outcome);
     Call* find(uint64_t id);
@@ -122,6 +125,7 @@ class Channel::Impl final : public Source {
     std::vector<Slot> slots_;
     std::vector<uint32_t> slots_free_;
     uint64_t call_last_ = 0;
+    std::deque<Call*> outside_;
     std::deque<Call*> queue_;
     size_t calls_ = 0;
     uint64_t call_bytes_ = 0;
@@ -152,7 +156,7 @@ class Channel::Impl final : public Source {
 
 // ---- calls ----
 
-Result<void> Channel::Impl::admit(const Message& request) {
+Result<void> Channel::Impl::check(const Message& request) const {
     if (stopping_) return fail(Code::stopping, "the channel to node {} is stopping", node_);
     for (const Buffer& buffer : request.payload)
         CHECK(!buffer.empty() && buffer.size() % kBlockBytes == 0, "payload is whole blocks");
@@ -164,23 +168,34 @@ Result<void> Channel::Impl::admit(const Message& request) {
                     request.body.size(), payload_bytes, node_, limits::kPeerBodyBytesMax,
                     limits::kPeerPayloadBytesMax);
     }
-    uint64_t bytes = request.body.size() + payload_bytes;
-    // One call of any size is always let in.
-    bool is_full =
-        calls_ >= options_.calls_max || (calls_ != 0 && call_bytes_ + bytes > options_.bytes_max);
-    if (is_full) {
-        return fail(Code::busy, "{} calls with {} bytes to node {} are under way: repeat it later",
-                    calls_, call_bytes_, node_);
+    if (outside_.size() >= options_.calls_max) {
+        return fail(Code::busy,
+                    "{} calls to node {} wait for {} that are under way: repeat it later",
+                    outside_.size(), node_, calls_);
     }
     return {};
 }
 
+// One call of any size is always let in.
+bool Channel::Impl::has_room(const Call& call) const {
+    return calls_ < options_.calls_max &&
+           (calls_ == 0 || call_bytes_ + call.bytes <= options_.bytes_max);
+}
+
+void Channel::Impl::let_in() {
+    while (!stopping_ && !outside_.empty() && has_room(*outside_.front())) {
+        Call* call = outside_.front();
+        outside_.pop_front();
+        begin(*call);
+    }
+}
+
 Task<Result<Message>> Channel::Impl::call(Method method, Message request, Duration timeout) {
     ++counters_.calls;
-    auto admitted = admit(request);
-    if (!admitted) {
+    auto checked = check(request);
+    if (!checked) {
         ++counters_.calls_not_run;
-        co_return fail(std::move(admitted).error());
+        co_return fail(std::move(checked).error());
     }
     auto pass = gate_.enter();
     CHECK(pass.has_value(), "the gate closes with stopping_");
@@ -190,7 +205,9 @@ Task<Result<Message>> Channel::Impl::call(Method method, Message request, Durati
     call.bytes = request.body.size() + request.payload_bytes();
     call.request = std::move(request);
     call.deadline = env_.clock.now() + timeout;
-    begin(call);
+    wakeups_.arm(call.deadline);
+    outside_.push_back(&call);
+    let_in();
     co_return co_await call.answer.take();
 }
 
@@ -206,7 +223,6 @@ void Channel::Impl::begin(Call& call) {
     ++calls_;
     call_bytes_ += call.bytes;
     queue_.push_back(&call);
-    wakeups_.arm(call.deadline);
     if (!std::exchange(running_, true)) gate_.spawn(env_.executor, run());
     work_.wake_all();
     if (is_connected()) link_->wake_writer();
@@ -221,6 +237,7 @@ void Channel::Impl::end(Call& call, Result<Message> outcome) {
     call_bytes_ -= call.bytes;
     if (call.is_sent) --sent_;
     call.answer.set(std::move(outcome));
+    let_in();
 }
 
 Channel::Impl::Call* Channel::Impl::find(uint64_t id) {
@@ -249,19 +266,27 @@ void Channel::Impl::fill(Batch& batch) {
 }
 
 void Channel::Impl::end_waiting(const Error& why) {
+    const Error error(Code::unavailable,
+                      fmt::format("node {} is not reached: {}", node_, why.message()));
+    for (Call* call : std::exchange(outside_, {})) {
+        ++counters_.calls_not_run;
+        call->answer.set(fail(error));
+    }
     for (Call* call : std::exchange(queue_, {})) {
         ++counters_.calls_not_run;
-        end(*call, fail(Code::unavailable, "node {} is not reached: {}", node_, why.message()));
+        end(*call, fail(error));
     }
 }
 
 void Channel::Impl::end_sent(const Error& why) {
-    for (Slot& slot : slots_) {
-        if (slot.call == nullptr || !slot.call->is_sent) continue;
+    // By index: the end of one lets another in, which may have a new slot.
+    for (size_t i = 0; i < slots_.size(); ++i) {
+        Call* call = slots_[i].call;
+        if (call == nullptr || !call->is_sent) continue;
         ++counters_.calls_unknown;
-        end(*slot.call, fail(Code::outcome_unknown,
-                             "the connection to node {} was lost while a call was under way: {}",
-                             node_, why.message()));
+        end(*call, fail(Code::outcome_unknown,
+                        "the connection to node {} was lost while a call was under way: {}", node_,
+                        why.message()));
     }
 }
 
@@ -421,8 +446,21 @@ void Channel::Impl::look_around() {
 
 Time Channel::Impl::end_what_is_late(Time now) {
     Time next = Time::max();
-    for (Slot& slot : slots_) {
-        Call* call = slot.call;
+    std::erase_if(outside_, [this, now, &next](Call* call) {
+        if (call->deadline > now) {
+            next = std::min(next, call->deadline);
+            return false;
+        }
+        ++counters_.calls_not_run;
+        call->answer.set(fail(Code::busy,
+                              "{} calls with {} bytes to node {} are under way, and none "
+                              "made room in time: repeat it later",
+                              calls_, call_bytes_, node_));
+        return true;
+    });
+    let_in();
+    for (size_t i = 0; i < slots_.size(); ++i) {
+        Call* call = slots_[i].call;
         if (call == nullptr) continue;
         if (call->deadline > now) {
             next = std::min(next, call->deadline);
@@ -480,10 +518,12 @@ Time Channel::Impl::look_for_life(Time now) {
 
 Task<void> Channel::Impl::stop() {
     stopping_ = true;
+    const Error error(Code::stopping, fmt::format("the channel to node {} is stopping", node_));
+    for (Call* call : std::exchange(outside_, {}))
+        call->answer.set(fail(error));
     queue_.clear();
     for (Slot& slot : slots_) {
-        if (slot.call == nullptr) continue;
-        end(*slot.call, fail(Code::stopping, "the channel to node {} is stopping", node_));
+        if (slot.call != nullptr) end(*slot.call, fail(error));
     }
     if (link_ != nullptr) link_->close(Error(Code::stopping, "the channel is stopping"));
     if (attempt_ != nullptr) attempt_->done.set();

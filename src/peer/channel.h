@@ -11,7 +11,8 @@
 namespace peplos::peer {
 
 struct ChannelOptions {
-    // Calls that wait or are under way, and the bytes of their requests.
+    // Calls that wait for the connection or are under way, and the bytes of their requests. As many
+    // again may wait until one of these ends.
     uint32_t calls_max = limits::kPeerCallsMax;
     uint64_t bytes_max = limits::kPeerCallBytesMax;
 };
@@ -37,10 +38,11 @@ class Channel {
     // Where the node listens; tried in turn. May change at any time, for the next connection.
     void set_addresses(std::vector<std::string> addresses);
 
-    // Sends the request and waits for the answer, at most `timeout`. Before a connection exists the
-    // call waits for it; when the attempt fails it ends at once.
+    // Sends the request and waits for the answer, at most `timeout`. Where too many are under way it
+    // waits for room. Before a connection exists the call waits for it; when the attempt fails it
+    // ends at once.
     // Errors: unavailable (certainly not executed: no connection, never sent, or refused by a
-    // server that stops), busy (certainly not executed: a bound is reached here),
+    // server that stops), busy (certainly not executed: no room in time),
     // unsupported (certainly not executed: the server knows no such method),
     // invalid_argument (larger than the limits), outcome_unknown (sent, and then the connection was
     // lost or no answer came in time), stopping (stop() was called; executed or not), or what the

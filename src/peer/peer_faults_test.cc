@@ -70,6 +70,7 @@ struct Seen {
     size_t unknown = 0;
     size_t unknown_and_executed = 0;
     size_t failed = 0;
+    size_t busy = 0;
     uint64_t hash = 0;
 };
 
@@ -83,6 +84,7 @@ void count(const PeerRig& rig, Seen& seen) {
         Code code = call.outcome->error().code();
         seen.unavailable += code == Code::unavailable;
         seen.failed += code == Code::conflict;
+        seen.busy += code == Code::busy;
         seen.unknown += code == Code::outcome_unknown;
         seen.unknown_and_executed += code == Code::outcome_unknown && call.starts == 1;
     }
@@ -92,6 +94,9 @@ void count(const PeerRig& rig, Seen& seen) {
 // A pause of the whole world makes deadlines pass unseen; calls of that time are late by it.
 void run(uint64_t seed, Seen& seen) {
     PeerRig rig(seed);
+    // In half of the runs calls wait for room.
+    if (seed % 2 == 0) rig.bounds = {.calls_max = 4, .bytes_max = 64 * kKiB};
+    rig.start_client();
     rig.calls.reserve(10'000);
     rig.start_server();
     Nemesis nemesis(rig);
@@ -127,6 +132,7 @@ TEST(PeerFaults, EveryOutcomeIsTrue) {
     EXPECT_GT(seen.answered, 1000u);
     EXPECT_GT(seen.unavailable, 100u);
     EXPECT_GT(seen.failed, 100u);
+    EXPECT_GT(seen.busy, 10u);
     EXPECT_GT(seen.unknown, 100u);
     EXPECT_GT(seen.unknown_and_executed, 50u);
     EXPECT_GT(seen.unknown, seen.unknown_and_executed);

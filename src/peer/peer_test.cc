@@ -224,22 +224,27 @@ TEST(Peer, BoundsAreKept) {
     rig.channels = std::make_unique<Channels>(
         rig.client->env(), self_of(1), ChannelOptions{.calls_max = 10, .bytes_max = 1 * kMiB});
     rig.channels->set_address(NodeId(2), {std::string(kAddress)});
-    for (int i = 0; i < 20; ++i)
+    // Ten are under way, ten wait for these, five are too many.
+    for (int i = 0; i < 25; ++i)
         rig.begin_call(seconds(60));
     rig.world.run_for(milliseconds(10));
     size_t busy = 0;
     for (const auto& call : rig.calls)
         busy += call.outcome.has_value() && !*call.outcome &&
                 call.outcome->error().code() == Code::busy;
-    EXPECT_EQ(busy, 10u);
+    EXPECT_EQ(busy, 5u);
     rig.world.run_for(seconds(60));
+    EXPECT_EQ(rig.judge(), "");
+    EXPECT_EQ(rig.starts.size(), 20u);
     rig.begin_call(seconds(60), 2 * kMiB);  // alone, it is let in
     rig.world.run_for(milliseconds(1));
+    rig.begin_call(milliseconds(1), 4096);  // no room in its time
     rig.begin_call(seconds(60), 4096);
     rig.world.run_for(seconds(60));
     EXPECT_EQ(rig.judge(), "");
-    EXPECT_TRUE(rig.calls[20].outcome->has_value());
-    EXPECT_EQ(rig.calls[21].outcome->error().code(), Code::busy);
+    EXPECT_TRUE(rig.calls[25].outcome->has_value());
+    EXPECT_EQ(rig.calls[26].outcome->error().code(), Code::busy);
+    EXPECT_TRUE(rig.calls[27].outcome->has_value());
     Message large;
     large.body.resize(limits::kPeerBodyBytesMax + 1);
     auto refused = rig.call(kEcho, std::move(large));

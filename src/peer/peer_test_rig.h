@@ -54,7 +54,7 @@ class PeerRig {
     }
 
     void start_client() {
-        channels = std::make_unique<Channels>(client->env(), self_of(1, ++boots_));
+        channels = std::make_unique<Channels>(client->env(), self_of(1, ++boots_), bounds);
         channels->set_address(NodeId(2), {std::string(kAddress)});
     }
     Channel& channel() { return channels->to(NodeId(2)); }
@@ -108,6 +108,8 @@ class PeerRig {
         return {};
     }
 
+    // Of the client that starts next.
+    ChannelOptions bounds;
     // What kRecord does: it waits `work_max` at most, and then fails as `conflict` or answers.
     Duration work_max = std::chrono::milliseconds(20);
     uint32_t fail_permille = 100;

@@ -24,7 +24,7 @@ struct ServerOptions {
 //   1. A handler runs at most once per call, and never for a call that was refused.
 //   2. Handlers of one connection start in the order of the calls.
 //   3. Beyond its bounds it stops reading a connection, and goes on when handlers end: the caller's
-//      queue fills and answers `busy`. A caller that does not read its answers is treated so, too.
+//      queue fills and its calls wait. A caller that does not read its answers is treated so, too.
 class Server {
   public:
     Server(runtime::Env& env, Self self, ServerOptions options = {});

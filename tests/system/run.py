@@ -65,6 +65,8 @@ def run_case(name, function, log_dir, long_seconds):
         problem = traceback.format_exc()
     finally:
         signal.alarm(0)
+        if problem is not None:
+            problem = "\n".join([problem, *world.deaths()])
         ended = end_world(world)
     # A case that failed may have left its world in any state; one that passed may not.
     if problem is None and ended.problems:

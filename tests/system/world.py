@@ -137,6 +137,15 @@ class World:
             process.wait(10)
             raise Failed(f"{key} did not end within {seconds} s of signal {how}") from None
 
+    def deaths(self):
+        """What ended by itself, how, and its last words: an error: line each."""
+        lines = []
+        for key, process in self.processes.items():
+            if process.poll() is not None:
+                log = (self.log_dir / f"{key}.log").read_text(errors="replace").splitlines()
+                lines.append(f"error: {key} ended with {process.returncode}: " + " | ".join(log[-4:]))
+        return lines
+
     def start_holder(self):
         self.spawn("holder", BIN / "peplos-holder", self.run_dir / "holder.sock")
         wait_for("the holder", 10, (self.run_dir / "holder.sock").exists)
