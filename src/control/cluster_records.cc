@@ -38,6 +38,9 @@ std::string_view name_of(GroupMemberState value) {
     return find_name(kGroupMemberStateNames, value);
 }
 
+std::string lease_key(NodeId id) {
+    return std::string(kLeasePrefix) + text_of(id);
+}
 std::string group_key(GroupId id) {
     return std::string(kGroupPrefix) + text_of(id);
 }

@@ -9,6 +9,7 @@
 //   group/<id>            GroupRecord
 //   join-token/<id>       JoinTokenRecord
 //   maintainer            MaintainerRecord
+//   lease/NODE            see fabric/leases.h
 namespace peplos::control {
 
 // What a member of a group has of the group's segments.
@@ -86,7 +87,10 @@ inline constexpr uint32_t kMaintainerRecordVersion = 1;
 inline constexpr std::string_view kGroupPrefix = "group/";
 inline constexpr std::string_view kJoinTokenPrefix = "join-token/";
 inline constexpr std::string_view kMaintainerKey = "maintainer";
+inline constexpr std::string_view kLeasePrefix = "lease/";
 
+// Its value: seconds since 1970, of the last renewal, for people.
+std::string lease_key(NodeId id);
 std::string group_key(GroupId id);
 std::string join_token_key(JoinTokenId id);
 

@@ -11,6 +11,8 @@ constexpr peer::Method kHeartbeat = 0x30;
 constexpr peer::Method kDropLog = 0x31;
 constexpr Duration kHeartbeatTime = std::chrono::seconds(1);
 constexpr Duration kStandstill = std::chrono::seconds(1);
+// Who was not heard for so long, two heartbeats, has its lease read, before it counts as silent.
+constexpr Duration kLeaseLook = std::chrono::seconds(1);
 constexpr Duration kDropTime = std::chrono::seconds(10);
 
 // free_bytes, total_bytes; more may follow in later versions.
@@ -87,6 +89,8 @@ Cluster::Cluster(runtime::Env env, control::Store& store, ClusterOptions options
       liveness_(env_.clock),
       membership_(env_, options_.self.node, store, liveness_, options_.membership),
       maintainer_(env_, store, membership_, liveness_, options_.maintainer),
+      leases_(
+          env_, options_.self.node, store, [this] { return silent(); }, options_.lease),
       members_(env_, options_.self.node, options_.timing.protocol),
       member_service_(members_),
       segments_(env_,
@@ -115,6 +119,7 @@ Task<Result<void>> Cluster::start() {
     liveness_.begin_anew();
     membership_.start();
     maintainer_.start();
+    leases_.start();
     gate_.spawn(env_.executor, follow_addresses());
     gate_.spawn(env_.executor, beat());
     co_return Result<void>();
@@ -124,6 +129,7 @@ Task<void> Cluster::stop() {
     is_stopping_ = true;
     beat_alarm_.ring();
     co_await owners_.stop();
+    co_await leases_.stop();
     co_await maintainer_.stop();
     co_await membership_.stop();
     co_await gate_.close();
@@ -234,6 +240,25 @@ Task<void> Cluster::beat() {
         }
         co_await beat_alarm_.wait(env_.clock, options_.heartbeat);
     }
+}
+
+// Two ways to hear of it, and neither says anything. Who was given up by a person has no term.
+bool Cluster::is_dead(NodeId node) const {
+    if (!liveness_.silent_since(node)) return false;
+    const auto* known = membership_.nodes().find(control::node_key(node));
+    const bool is_expected = known != nullptr &&
+                             known->record.state != control::NodeState::removed &&
+                             known->record.state != control::NodeState::lost;
+    return !is_expected || !leases_.holds(node);
+}
+
+std::vector<NodeId> Cluster::silent() const {
+    std::vector<NodeId> out;
+    for (const auto& [key, row] : membership_.nodes().rows()) {
+        const NodeId node = row.record.id;
+        if (node != self() && liveness_.silent_since(node, kLeaseLook)) out.push_back(node);
+    }
+    return out;
 }
 
 Task<void> Cluster::ask(NodeId node) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "fabric/device_set.h"
+#include "fabric/leases.h"
 #include "fabric/maintainer.h"
 #include "fabric/other_nodes.h"
 #include "fabric/ownership_store.h"
@@ -23,6 +24,7 @@ struct ClusterOptions {
     replica::OwnerTiming timing;
     MembershipOptions membership;
     MaintainerOptions maintainer;
+    LeaseOptions lease;
 };
 
 // This node as one of several: its view of the others, how it reaches them, and what it serves to
@@ -62,7 +64,7 @@ class Cluster final : public OtherNodes, public replica::MemberPorts, public rep
     Task<Result<void>> drop_log_here(VolumeId volume) { return members_.drop(volume); }
 
     // OtherNodes
-    bool is_dead(NodeId node) const override { return liveness_.silent_since(node).has_value(); }
+    bool is_dead(NodeId node) const override;
     std::string name_of(NodeId node) const override;
 
     // replica::MemberPorts
@@ -102,6 +104,7 @@ class Cluster final : public OtherNodes, public replica::MemberPorts, public rep
     Task<Result<peer::Message>> on_drop(NodeId from, peer::Message message);
     Task<void> follow_addresses();
     Task<void> beat();
+    std::vector<NodeId> silent() const;
     Task<void> ask(NodeId node);
     Task<Result<void>> drop_on(NodeId node, VolumeId volume, replica::Claim claim);
 
@@ -113,6 +116,7 @@ class Cluster final : public OtherNodes, public replica::MemberPorts, public rep
     LivenessTable liveness_;
     Membership membership_;
     Maintainer maintainer_;
+    Leases leases_;
     replica::MemberHost members_;
     replica::MemberService member_service_;
     replica::SegmentService segments_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -54,7 +55,10 @@ class FakeHost final : public Attachments {
         std::erase_if(left, [id](const Leftover& one) { return one.id == id; });
         co_return Result<void>();
     }
-    Task<Result<std::vector<VolumeId>>> find_surviving() override { co_return surviving; }
+    Task<Result<std::vector<VolumeId>>> find_surviving() override {
+        if (before_resuming) before_resuming();
+        co_return surviving;
+    }
     Task<Result<AttachInfo>> resume(AttachSpec spec,
                                     std::shared_ptr<volume::BlockDevice> device) override {
         devices[spec.id] = std::move(device);
@@ -94,6 +98,7 @@ class FakeHost final : public Attachments {
 
     std::map<VolumeId, std::shared_ptr<volume::BlockDevice>> devices;
     std::vector<VolumeId> surviving;
+    std::function<void()> before_resuming;
     std::set<VolumeId> unmounted;  // attached, but without a mount of ours
     std::set<VolumeId> outgrown;   // their file systems are smaller than their devices
     std::vector<Leftover> left;

@@ -24,8 +24,7 @@ class Liveness {
     virtual std::optional<NodeSpace> space_of(NodeId node) const = 0;
 };
 
-// What peers' heartbeats and the control store's leases say, put together: one of the two is enough
-// to live. A node that was never heard of is silent since the table was made.
+// What peers' heartbeats say. A node that was never heard of is silent since the table was made.
 class LivenessTable final : public Liveness {
   public:
     // Shorter silences are none.
@@ -41,19 +40,16 @@ class LivenessTable final : public Liveness {
     }
     // A heartbeat, or any other answer of the node.
     void heard(NodeId node) { rows_[node].heard_at = clock_.now(); }
-    void set_lease(NodeId node, bool holds) {
-        Row& row = rows_[node];
-        if (row.holds_lease && !holds) row.heard_at = clock_.now();
-        row.holds_lease = holds;
-    }
     void set_space(NodeId node, NodeSpace space) { rows_[node].space = space; }
     void forget(NodeId node) { rows_.erase(node); }
 
     std::optional<Time> silent_since(NodeId node) const override {
+        return silent_since(node, kGrace);
+    }
+    std::optional<Time> silent_since(NodeId node, Duration grace) const {
         auto row = rows_.find(node);
-        if (row != rows_.end() && row->second.holds_lease) return std::nullopt;
         Time last = row == rows_.end() ? start_ : row->second.heard_at.value_or(start_);
-        if (clock_.now() - last <= kGrace) return std::nullopt;
+        if (clock_.now() - last <= grace) return std::nullopt;
         return last;
     }
     std::optional<NodeSpace> space_of(NodeId node) const override {
@@ -64,7 +60,6 @@ class LivenessTable final : public Liveness {
   private:
     struct Row {
         std::optional<Time> heard_at;
-        bool holds_lease = false;
         std::optional<NodeSpace> space;
     };
     runtime::Clock& clock_;

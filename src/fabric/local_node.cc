@@ -8,6 +8,14 @@ namespace {
 
 // How long a stop waits for requests that wait for room.
 constexpr Duration kStopPatience = std::chrono::seconds(5);
+// Pauses between attempts to serve again what containers wait for: doubled up to the second one.
+constexpr Duration kResumeRetryMin = std::chrono::seconds(1);
+constexpr Duration kResumeRetryMax = std::chrono::seconds(30);
+
+// Whether an attempt later may do better, without anybody's hands.
+bool may_pass(Code code) {
+    return code == Code::unavailable || code == Code::busy || code == Code::outcome_unknown;
+}
 
 }  // namespace
 
@@ -170,7 +178,6 @@ Task<void> LocalNode::resume_attached() {
         }
         if (!PLANTED("attach.forgets_survivors")) surviving = std::move(*found);
     }
-    std::vector<VolumeId> resumed_none;
     for (VolumeId id : surviving) {
         auto found = entries_.find(id);
         if (found == entries_.end()) {
@@ -178,49 +185,79 @@ Task<void> LocalNode::resume_attached() {
             continue;
         }
         EntryPtr entry = found->second;
-        auto guard = co_await entry->lock.lock();
-        if (is_elsewhere(*entry)) {
-            co_await give_up(*entry, "while this host was away, another one took it over");
-            continue;
-        }
-        Result<void> opened = co_await open_volume(*entry);
-        if (!opened) {
-            entry->problem = fmt::format(
-                "its containers wait for I/O that nobody serves: {}; when that cannot "
-                "be mended, `peplos volume detach {} --force` ends their waiting",
-                opened.error().message(), entry->record().name);
-            LOG_ERROR("attached volume not served volume={} why=\"{}\"", id, opened.error().text());
-            continue;
-        }
-        AttachSpec spec = attach_spec(*entry);
-        Result<AttachInfo> resumed = co_await attachments_->resume(std::move(spec), entry->open);
-        if (!resumed && resumed.error().code() == Code::not_found) {
-            // It was on its way up or down, and nobody uses it.
-            resumed_none.push_back(id);
-            continue;
-        }
-        if (!resumed) {
-            entry->problem = resumed.error().message();
-            LOG_ERROR("attached volume not resumed volume={} why=\"{}\"", id,
-                      resumed.error().text());
-            continue;
-        }
-        entry->path = resumed->path;
-        LOG_INFO("volume resumed volume={} name={} device={}", id, entry->record().name,
-                 resumed->device);
+        entry->is_resuming = true;
+        // A claim may wait for other nodes, and this one serves the rest meanwhile.
+        const bool may_wait = cluster_ != nullptr;
+        if (may_wait || !co_await try_to_resume(*entry))
+            gate_.spawn(env_.executor,
+                        resume_later(entry, may_wait ? Duration(0) : kResumeRetryMin));
     }
     std::map<VolumeId, EntryPtr> all = entries_;
     for (const auto& [id, entry] : all) {
-        bool is_known = !entry->mounts.holders.empty() || entry->is_mount_stale;
-        if (entry->is_attached() || !is_known) continue;
-        bool is_used =
-            std::find(surviving.begin(), surviving.end(), id) != surviving.end() &&
-            std::find(resumed_none.begin(), resumed_none.end(), id) == resumed_none.end();
-        if (is_used) continue;
-        entry->mounts.holders.clear();
-        Result<void> stored = co_await store_mounts(*entry);
-        if (!stored) LOG_WARN("mounts not stored volume={} why=\"{}\"", id, stored.error().text());
+        if (std::ranges::find(surviving, id) == surviving.end()) co_await forget_mounts(*entry);
     }
+}
+
+// What the records say of mounts that the host no longer has.
+Task<void> LocalNode::forget_mounts(Entry& entry) {
+    bool is_known = !entry.mounts.holders.empty() || entry.is_mount_stale;
+    if (entry.is_attached() || !is_known) co_return;
+    entry.mounts.holders.clear();
+    Result<void> stored = co_await store_mounts(entry);
+    if (!stored) {
+        LOG_WARN("mounts not stored volume={} why=\"{}\"", entry.record().id,
+                 stored.error().text());
+    }
+}
+
+// Until the volume is served again, or cannot be, or nobody waits for it.
+Task<void> LocalNode::resume_later(EntryPtr entry, Duration first) {
+    if (first.count() != 0) co_await entry->resume_delay.wait(env_.clock, first);
+    Duration pause = kResumeRetryMin;
+    while (!co_await try_to_resume(*entry)) {
+        co_await entry->resume_delay.wait(env_.clock, pause);
+        pause = std::min(pause * 2, kResumeRetryMax);
+    }
+}
+
+// False: what was in the way may pass.
+Task<bool> LocalNode::try_to_resume(Entry& entry) {
+    auto guard = co_await entry.lock.lock();
+    // It may have been mounted or detached meanwhile.
+    if (entry.gone || entry.is_attached() || stopping_.is_set()) entry.is_resuming = false;
+    if (!entry.is_resuming) co_return true;
+    const VolumeId id = entry.record().id;
+    if (is_elsewhere(entry)) {
+        entry.is_resuming = false;
+        co_await give_up(entry, "while this host was away, another one took it over");
+        co_return true;
+    }
+    Result<void> opened = co_await open_volume(entry);
+    if (!opened) {
+        entry.is_resuming = may_pass(opened.error().code());
+        std::string problem = fmt::format(
+            "its containers wait for I/O that nobody serves: {}; when that cannot "
+            "be mended, `peplos volume detach {} --force` ends their waiting",
+            opened.error().message(), entry.record().name);
+        if (problem != entry.told_of_resuming)
+            LOG_ERROR("attached volume not served volume={} why=\"{}\"", id, opened.error().text());
+        entry.problem = entry.told_of_resuming = std::move(problem);
+        co_return !entry.is_resuming;
+    }
+    entry.is_resuming = false;
+    Result<AttachInfo> resumed = co_await attachments_->resume(attach_spec(entry), entry.open);
+    if (resumed) {
+        entry.path = resumed->path;
+        LOG_INFO("volume resumed volume={} name={} device={}", id, entry.record().name,
+                 resumed->device);
+    } else if (resumed.error().code() == Code::not_found) {
+        // It was on its way up or down, and nobody uses it.
+        co_await forget_mounts(entry);
+    } else {
+        entry.problem = resumed.error().message();
+        LOG_ERROR("attached volume not resumed volume={} why=\"{}\"", id, resumed.error().text());
+    }
+    co_return true;
 }
 
 // A volume whose journal holds more than its last checkpoint is adopted and drained, mounted or
@@ -475,6 +512,7 @@ Task<void> LocalNode::stop() {
     if (watch_ != nullptr) watch_->close();
     for (const auto& [id, entry] : entries_) {
         if (entry->claimer != nullptr) entry->claimer->cancel();
+        entry->resume_delay.ring();
     }
     runtime::Alarm is_quiet;
     runtime::Gate background_end;

@@ -124,6 +124,10 @@ class LocalNode final : public Node {
         bool is_mount_stale = false;  // `mounts` is not what the store has
         bool is_stale = false;        // the store has a newer record
         bool is_refreshing = false;
+        bool is_resuming = false;      // its containers wait until it is served again
+        std::string told_of_resuming;  // why it was not, the last time
+        runtime::Alarm resume_delay;
+        int detaches_waiting = 0;               // for the lock: no claim begins
         replica::ReplicatedLog* log = nullptr;  // of `open`, in a cluster
         replica::Claimer* claimer = nullptr;    // while this node claims it
 
@@ -140,6 +144,9 @@ class LocalNode final : public Node {
     Task<Result<void>> start_cluster();
     Task<Result<void>> load_volumes();
     Task<void> resume_attached();
+    Task<void> resume_later(EntryPtr entry, Duration first);
+    Task<bool> try_to_resume(Entry& entry);
+    Task<void> forget_mounts(Entry& entry);
     Task<void> recover_tails();
     Task<Result<void>> open_volume(Entry& entry);
     Result<DeviceSet::Member*> home_of(const Entry& entry);

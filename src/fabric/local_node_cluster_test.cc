@@ -62,16 +62,18 @@ class LocalNodeClusterTest : public testing::Test {
             if (one != nullptr) world.run(one->process, one->node.stop());
         }
     }
-    std::unique_ptr<Host> boot(NodeId id) {
+    // `surviving`: what the kernel kept attached meanwhile.
+    std::unique_ptr<Host> boot(NodeId id, std::vector<VolumeId> surviving = {}) {
         auto made = std::make_unique<Host>(world.start(fmt::format("{}-{}", name_of(id), ++lives)),
                                            store, id);
+        made->fake.surviving = std::move(surviving);
         Result<void> started = world.run(made->process, made->node.start());
         EXPECT_TRUE(started) << started.error().text();
         return made;
     }
-    // The power of that host goes; its objects go after the process is dead.
-    void lose(uint64_t i) {
-        world.crash(host(i).process);
+    // The power of that host goes, or only its daemon; its objects go after the process is dead.
+    void lose(uint64_t i, bool is_power_loss = true) {
+        is_power_loss ? world.crash(host(i).process) : world.kill(host(i).process);
         host(i).fake.devices.clear();
         hosts[i - 1] = nullptr;
     }
@@ -283,6 +285,71 @@ TEST_F(LocalNodeClusterTest, AVolumeSurvivesItsHost) {
     EXPECT_EQ(read(1, "data", 7), 77);
 }
 
+// The daemon dies while every other host is away: it starts, says what its containers wait for, and
+// serves them when a host is back.
+TEST_F(LocalNodeClusterTest, AStartWaitsForNobodyAndResumesLater) {
+    ASSERT_TRUE(create(1, "data"));
+    ASSERT_TRUE(create(1, "other"));
+    ASSERT_TRUE(mount(1, "data"));
+    ASSERT_TRUE(mount(1, "other"));
+    ASSERT_TRUE(write(1, "data", 3, 33));
+    const VolumeId id = info(1, "data")->id;
+    const VolumeId other = info(1, "other")->id;
+    lose(1, false);
+    lose(2);
+    lose(3);
+    const Time before = world.now();
+    hosts[0] = boot(NodeId(1), {id, other});
+    EXPECT_LT(world.now() - before, std::chrono::seconds(10));
+    world.run_for(std::chrono::seconds(20));
+    EXPECT_TRUE(host(1).fake.devices.empty());
+    EXPECT_NE(info(1, "data")->health.light, Light::green);
+    EXPECT_FALSE(info(1, "data")->health.reason.empty());
+    // A person gives one of them up, and need not wait for the others to come back.
+    const Time asked = world.now();
+    auto detached = world.run(host(1).process, host(1).node.detach_forced("other"));
+    EXPECT_LT(world.now() - asked, std::chrono::seconds(10));
+    hosts[1] = boot(NodeId(2));
+    hosts[2] = boot(NodeId(3));
+    world.run_for(std::chrono::seconds(60));
+    ASSERT_TRUE(host(1).fake.devices.contains(id)) << info(1, "data")->health.reason;
+    EXPECT_FALSE(host(1).fake.devices.contains(other));
+    EXPECT_EQ(read(1, "data", 3), 33);
+    ASSERT_TRUE(write(1, "data", 4, 44));
+}
+
+// The network between two hosts is cut, and the owner lives: it is not robbed.
+TEST_F(LocalNodeClusterTest, WhoRenewsItsLeaseIsNotDead) {
+    ASSERT_TRUE(create(1, "data"));
+    ASSERT_TRUE(mount(1, "data"));
+    world.net().partition(host(1).process, host(2).process);
+    for (int i = 0; i < 20; ++i) {
+        world.run_for(std::chrono::seconds(1));
+        Result<std::string> mounted = mount(2, "data");
+        ASSERT_FALSE(mounted);
+        ASSERT_EQ(mounted.error().code(), Code::busy) << mounted.error().text();
+    }
+    ASSERT_TRUE(write(1, "data", 3, 33));
+    // Nor while the store is away, and right after it.
+    store.set_available(false);
+    world.run_for(std::chrono::seconds(20));
+    store.set_available(true);
+    Result<std::string> mounted = mount(2, "data");
+    ASSERT_FALSE(mounted);
+    ASSERT_TRUE(write(1, "data", 4, 44));
+    world.net().heal();
+    // Once it is silent everywhere it is dead.
+    lose(1);
+    const Time before = world.now();
+    while (!mounted && world.now() - before < std::chrono::seconds(30)) {
+        world.run_for(std::chrono::milliseconds(200));
+        mounted = mount(2, "data");
+    }
+    ASSERT_TRUE(mounted) << mounted.error().text();
+    EXPECT_LT(world.now() - before, std::chrono::seconds(10));
+    EXPECT_EQ(read(2, "data", 4), 44);
+}
+
 // What was drained into segments, too, and with reads from whoever has them.
 TEST_F(LocalNodeClusterTest, SegmentsSurviveTheirHost) {
     Result<VolumeInfo> created = create(1, "data");
@@ -345,7 +412,9 @@ TEST_F(LocalNodeClusterTest, AMountAndAClaimAtOnceNeverBothHold) {
     if (late) {
         EXPECT_EQ(record_of(id).owner, NodeId(1)) << "it claimed the volume anew";
     } else {
+        world.run_for(std::chrono::seconds(15));  // what was attached before is taken down
         EXPECT_FALSE(has_mount_record(1, id));
+        EXPECT_TRUE(host(1).fake.devices.empty());
     }
 }
 

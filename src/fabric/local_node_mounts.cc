@@ -288,7 +288,13 @@ Task<Result<uint64_t>> LocalNode::trim_entry(Entry& entry) {
 Task<Result<void>> LocalNode::detach_forced(std::string name) {
     CO_TRY_ASSIGN(auto pass, enter());
     CO_TRY_ASSIGN(EntryPtr entry, find(name));
+    // A claim holds the lock as long as other nodes let it wait.
+    ++entry->detaches_waiting;
+    if (entry->claimer != nullptr) entry->claimer->cancel();
     auto guard = co_await entry->lock.lock();
+    --entry->detaches_waiting;
+    entry->is_resuming = false;
+    entry->resume_delay.ring();
     if (entry->gone) co_return fail(Code::not_found, "the volume was removed meanwhile");
     if (attachments_ == nullptr) co_return Result<void>();
     CO_TRY(co_await attachments_->detach_forced(entry->record().id));

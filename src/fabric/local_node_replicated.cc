@@ -29,6 +29,10 @@ Task<Result<std::unique_ptr<replica::ReplicatedLog>>> LocalNode::claim_replicate
                        entry.record().name, cluster_->name_of(entry.record().owner));
     }
     if (stopping_.is_set()) co_return fail(Code::stopping, "peplosd is stopping");
+    if (entry.detaches_waiting != 0) {
+        co_return fail(Code::stopping, "volume {:?} is being detached by force",
+                       entry.record().name);
+    }
     replica::Claimer claimer(cluster_->owners());
     entry.claimer = &claimer;
     auto log = co_await claimer.claim({.volume = entry.record().id,

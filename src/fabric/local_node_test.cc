@@ -637,6 +637,27 @@ TEST_F(LocalNodeTest, LeftoversWithHoldersAreLeftToAPerson) {
     EXPECT_TRUE(world.run(host->node.volume("data"))->holders.empty());
 }
 
+// What kept it from being served passes: nobody need lend a hand.
+TEST_F(LocalNodeTest, AResumeThatFailedIsTriedAgain) {
+    boot_with_device();
+    ASSERT_TRUE(create("data"));
+    ASSERT_TRUE(mount("data", "c1"));
+    VolumeId id = world.run(host->node.volume("data"))->id;
+    kill();
+    host = std::make_unique<Host>(world, store);
+    host->fake.surviving = {id};
+    host->fake.before_resuming = [this] { store.set_available(false); };
+    ASSERT_TRUE(world.run(host->node.start()));
+    world.run_for(std::chrono::seconds(10));
+    EXPECT_TRUE(host->fake.devices.empty());
+    EXPECT_EQ(world.run(host->node.volume("data"))->health.light, Light::red);
+    EXPECT_FALSE(world.run(host->node.volume("data"))->holders.empty());
+    store.set_available(true);
+    world.run_for(std::chrono::seconds(60));
+    EXPECT_TRUE(host->fake.devices.contains(id));
+    EXPECT_EQ(world.run(host->node.volume("data"))->health.light, Light::green);
+}
+
 TEST_F(LocalNodeTest, FreedSpaceComesBackByItselfOneVolumeAfterTheOther) {
     host = std::make_unique<Host>(world, store, std::chrono::minutes(10));
     ASSERT_TRUE(world.run(host->node.start()));
