@@ -414,7 +414,9 @@ Task<Result<std::vector<VolumeId>>> HostOperations::held() {
 Task<Result<Fd>> HostOperations::watch_holder() {
     std::function<Result<Fd>()> work = [socket = holder_socket_]() -> Result<Fd> {
         TRY_ASSIGN(HolderClient holder, HolderClient::connect(socket));
-        return Fd(::fcntl(holder.fd(), F_DUPFD_CLOEXEC, 0));
+        Fd watch(::fcntl(holder.fd(), F_DUPFD_CLOEXEC, 0));
+        if (watch.get() < 0) return fail(Code::io_error, "no descriptor for the holder's socket");
+        return watch;
     };
     co_return co_await workers_.run<Result<Fd>>(std::move(work));
 }

@@ -9,8 +9,8 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/security/credentials.h>
-#include <iterator>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "base/check.h"
@@ -87,7 +87,12 @@ Result<std::string> read_pem(const std::string& path) {
         return fail(code, "cannot read {}, which the connection to etcd needs: {}", path,
                     std::strerror(errno));
     }
-    return std::string(std::istreambuf_iterator<char>(file), {});
+    // Not by iterators, which throw where a read fails (of a directory, too).
+    std::ostringstream text;
+    text << file.rdbuf();
+    if (!text || !file)
+        return fail(Code::io_error, "cannot read {}, which the connection to etcd needs", path);
+    return std::move(text).str();
 }
 
 Result<std::shared_ptr<grpc::ChannelCredentials>> credentials_of(const EtcdAddress& address) {

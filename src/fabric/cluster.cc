@@ -63,6 +63,10 @@ Result<DropRequest> drop_of(const peer::Message& message) {
     return out;
 }
 
+bool is_expected(const control::NodeRecord& node) {
+    return node.state != control::NodeState::removed && node.state != control::NodeState::lost;
+}
+
 OwnershipCalls calls_on(control::Store& store) {
     return {
         .generation = [&store]() -> Task<Result<uint64_t>> {
@@ -189,13 +193,6 @@ Task<void> Cluster::follow_addresses() {
     }
 }
 
-Task<void> Cluster::known() {
-    while (!is_stopping_ && !membership_.is_known()) {
-        const uint64_t seen = membership_.change_count();
-        co_await membership_.changed(seen);
-    }
-}
-
 // ---- who lives ----
 
 NodeSpace Cluster::space_here() const {
@@ -246,25 +243,23 @@ Task<void> Cluster::beat() {
 bool Cluster::is_dead(NodeId node) const {
     if (!liveness_.silent_since(node)) return false;
     const auto* known = membership_.nodes().find(control::node_key(node));
-    const bool is_expected = known != nullptr &&
-                             known->record.state != control::NodeState::removed &&
-                             known->record.state != control::NodeState::lost;
-    return !is_expected || !leases_.holds(node);
+    return known == nullptr || !is_expected(known->record) || !leases_.holds(node);
 }
 
 std::vector<NodeId> Cluster::silent() const {
     std::vector<NodeId> out;
     for (const auto& [key, row] : membership_.nodes().rows()) {
         const NodeId node = row.record.id;
-        if (node != self() && liveness_.silent_since(node, kLeaseLook)) out.push_back(node);
+        if (node != self() && is_expected(row.record) && liveness_.silent_since(node, kLeaseLook))
+            out.push_back(node);
     }
     return out;
 }
 
 Task<void> Cluster::ask(NodeId node) {
     Remote& there = *remotes_.at(node);
-    Result<peer::Message> answer =
-        co_await there.channel.call(kHeartbeat, message_of(space_here()), kHeartbeatTime);
+    Result<peer::Message> answer = co_await there.channel.call(kHeartbeat, message_of(space_here()),
+                                                               kHeartbeatTime, peer::Lane::control);
     there.is_asked = false;
     if (!answer) co_return;
     Result<NodeSpace> space = space_of(*answer);

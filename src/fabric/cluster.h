@@ -53,9 +53,8 @@ class Cluster final : public OtherNodes, public replica::MemberPorts, public rep
     Membership& membership() { return membership_; }
     const Maintainer& maintainer() const { return maintainer_; }
 
-    // Returns once nodes, devices and groups were read from the control store, or stop() was
-    // called.
-    Task<void> known();
+    // Nodes, devices and groups were read from the control store.
+    bool is_known() const { return membership_.is_known(); }
     // Every node takes nothing of earlier claims of the volume from then on.
     // Errors: unavailable (names who does not answer), fenced.
     Task<Result<void>> fence_all(VolumeId volume, replica::Claim claim);

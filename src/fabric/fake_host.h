@@ -52,6 +52,7 @@ class FakeHost final : public Attachments {
     }
     Task<Result<void>> detach_forced(VolumeId id) override {
         devices.erase(id);
+        std::erase(surviving, id);
         std::erase_if(left, [id](const Leftover& one) { return one.id == id; });
         co_return Result<void>();
     }

@@ -17,7 +17,7 @@ using runtime::Task;
 struct LeaseOptions {
     // A node renews its lease so often, and holds it for so long after that was seen.
     Duration renewal = std::chrono::milliseconds(1500);
-    Duration term = std::chrono::seconds(5);
+    Duration term = std::chrono::seconds(6);
 };
 
 // Each node's sign of life in the control store: it writes `lease/NODE` again and again, and others
@@ -48,7 +48,7 @@ class Leases {
     };
     Task<void> renew();
     Task<void> follow();
-    Task<void> look_at(NodeId node);
+    void note(NodeId node, control::Revision revision, Time asked);
 
     runtime::Env env_;
     const NodeId self_;

@@ -185,7 +185,7 @@ Task<void> LocalNode::resume_attached() {
             continue;
         }
         EntryPtr entry = found->second;
-        entry->is_resuming = true;
+        entry->is_surviving = entry->is_resuming = true;
         // A claim may wait for other nodes, and this one serves the rest meanwhile.
         const bool may_wait = cluster_ != nullptr;
         if (may_wait || !co_await try_to_resume(*entry))
@@ -227,7 +227,7 @@ Task<bool> LocalNode::try_to_resume(Entry& entry) {
     if (entry.gone || entry.is_attached() || stopping_.is_set()) entry.is_resuming = false;
     if (!entry.is_resuming) co_return true;
     const VolumeId id = entry.record().id;
-    if (is_elsewhere(entry)) {
+    if (is_overtaken(entry)) {
         entry.is_resuming = false;
         co_await give_up(entry, "while this host was away, another one took it over");
         co_return true;
@@ -245,13 +245,17 @@ Task<bool> LocalNode::try_to_resume(Entry& entry) {
         co_return !entry.is_resuming;
     }
     entry.is_resuming = false;
+    // Perhaps nobody holds it any more.
+    release_alarm_.ring();
     Result<AttachInfo> resumed = co_await attachments_->resume(attach_spec(entry), entry.open);
     if (resumed) {
+        entry.is_surviving = false;
         entry.path = resumed->path;
         LOG_INFO("volume resumed volume={} name={} device={}", id, entry.record().name,
                  resumed->device);
     } else if (resumed.error().code() == Code::not_found) {
         // It was on its way up or down, and nobody uses it.
+        entry.is_surviving = false;
         co_await forget_mounts(entry);
     } else {
         entry.problem = resumed.error().message();
@@ -278,6 +282,7 @@ Task<void> LocalNode::recover_tails() {
         EntryPtr entry = found->second;
         auto guard = co_await entry->lock.lock();
         if (entry->gone || entry->open != nullptr || gate_.is_closed()) continue;
+        if (entry->is_surviving) continue;
         if (is_elsewhere(*entry)) continue;
         Result<void> opened = co_await open_volume(*entry);
         if (opened) opened = co_await close_volume(*entry);

@@ -124,7 +124,10 @@ class LocalNode final : public Node {
         bool is_mount_stale = false;  // `mounts` is not what the store has
         bool is_stale = false;        // the store has a newer record
         bool is_refreshing = false;
-        bool is_resuming = false;      // its containers wait until it is served again
+        // The kernel keeps it attached since an earlier daemon, with what that one wrote; this one
+        // does not serve it yet.
+        bool is_surviving = false;
+        bool is_resuming = false;      // an attempt to serve it follows
         std::string told_of_resuming;  // why it was not, the last time
         runtime::Alarm resume_delay;
         int detaches_waiting = 0;               // for the lock: no claim begins
@@ -146,6 +149,10 @@ class LocalNode final : public Node {
     Task<void> resume_attached();
     Task<void> resume_later(EntryPtr entry, Duration first);
     Task<bool> try_to_resume(Entry& entry);
+    // What the host still has of it is older than what another node made of it.
+    bool is_overtaken(const Entry& entry) const {
+        return cluster_ != nullptr && entry.is_surviving && entry.record().owner != node_.id;
+    }
     Task<void> forget_mounts(Entry& entry);
     Task<void> recover_tails();
     Task<Result<void>> open_volume(Entry& entry);
@@ -185,6 +192,7 @@ class LocalNode final : public Node {
 
     // local_node_replicated.cc
     Task<Result<void>> open_replicated(Entry& entry);
+    Task<Result<void>> wait_for_view(const Entry& entry);
     Task<Result<std::unique_ptr<replica::ReplicatedLog>>> claim_replicated(Entry& entry);
     Task<Result<void>> serve(Entry& entry, std::unique_ptr<replica::ReplicatedLog> log);
     Task<Result<void>> prepare_deletion(Entry& entry, control::VolumeRecord& record,

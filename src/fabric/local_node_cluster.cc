@@ -64,6 +64,7 @@ LocalNode::EntryPtr LocalNode::take_up(StoredVolume stored) {
 // Requires: the entry's lock.
 void LocalNode::forget(Entry& entry) {
     entry.gone = true;
+    entry.resume_delay.ring();
     auto named = names_.find(entry.record().name);
     if (named != names_.end() && named->second.get() == &entry) names_.erase(named);
     entries_.erase(entry.record().id);
@@ -113,6 +114,10 @@ Task<Result<std::optional<control::Transaction>>> LocalNode::condition_of(
     control::VolumeRecord record, replica::CompareAndSet cas) {
     std::optional<control::Transaction> out{control::Transaction{}};
     if (cas.desired.state != control::OwnershipState::recovering) co_return out;
+    // Nor is it claimed back from who used it while this host kept an old state of it attached.
+    auto known = entries_.find(record.id);
+    if (known != entries_.end() && known->second->is_surviving && record.owner != node_.id)
+        co_return std::optional<control::Transaction>();
     CO_TRY_ASSIGN(Elsewhere elsewhere, co_await mounts_elsewhere(record));
     if (!elsewhere.where.empty()) co_return std::optional<control::Transaction>();
     out = std::move(elsewhere.also);
@@ -228,8 +233,9 @@ Task<Result<void>> LocalNode::refresh_once(Entry& entry) {
     // Also an older one: a store that was put back counts as it is.
     entry.stored = std::move(*now);
     const bool is_ours = entry.record().owner == node_.id;
-    if (entry.open == nullptr || (is_ours && entry.record().epoch == entry.open->epoch()))
-        co_return Result<void>();
+    const bool is_open = entry.open != nullptr;
+    const bool is_current = is_open && is_ours && entry.record().epoch == entry.open->epoch();
+    if ((!is_open || is_current) && !is_overtaken(entry)) co_return Result<void>();
     co_await give_up(entry,
                      fmt::format("{} took it over", is_ours || cluster_ == nullptr
                                                         ? "another daemon of this node"
@@ -240,7 +246,8 @@ Task<Result<void>> LocalNode::refresh_once(Entry& entry) {
 // Requires: the entry's lock. Another node serves the volume now, or nobody does: nothing that is
 // written here counts any more, so its containers get errors, and the host lets go of it.
 Task<void> LocalNode::give_up(Entry& entry, std::string why) {
-    const bool was_used = entry.is_attached() || is_on_host(entry) || entry.open != nullptr;
+    const bool was_used =
+        entry.is_attached() || entry.is_surviving || is_on_host(entry) || entry.open != nullptr;
     if (!was_used && entry.mounts.holders.empty()) co_return;
     LOG_WARN("volume given up volume={} name={} why=\"{}\"", entry.record().id, entry.record().name,
              why);
@@ -249,8 +256,12 @@ Task<void> LocalNode::give_up(Entry& entry, std::string why) {
         if (!detached && detached.error().code() != Code::not_found) {
             LOG_WARN("volume not detached volume={} why=\"{}\"", entry.record().id,
                      detached.error().text());
+        } else {
+            entry.is_surviving = false;
         }
     }
+    entry.is_resuming = false;
+    entry.problem.clear();
     entry.path.clear();
     entry.is_damaged = false;
     entry.mounts.holders.clear();

@@ -99,6 +99,9 @@ class LocalNodeClusterTest : public testing::Test {
         if (out->has_value()) return std::move(**out);
         return fail(Code::unavailable, "no end: {}", info(at, name)->health.reason);
     }
+    static Task<void> unmount_later(Host& host, std::string name) {
+        std::ignore = co_await host.node.unmount(std::move(name), "container");
+    }
     Result<void> unmount(uint64_t at, const std::string& name) {
         return world.run(host(at).process, host(at).node.unmount(name, "container"));
     }
@@ -316,6 +319,58 @@ TEST_F(LocalNodeClusterTest, AStartWaitsForNobodyAndResumesLater) {
     EXPECT_FALSE(host(1).fake.devices.contains(other));
     EXPECT_EQ(read(1, "data", 3), 33);
     ASSERT_TRUE(write(1, "data", 4, 44));
+}
+
+// The daemon dies before it has let go of a volume, and another host uses that meanwhile: what this
+// host's kernel still has of it is old, and goes before anybody mounts it here again.
+TEST_F(LocalNodeClusterTest, AnOldStateOfTheHostIsNotServedAgain) {
+    ASSERT_TRUE(create(1, "data"));
+    ASSERT_TRUE(mount(1, "data"));
+    ASSERT_TRUE(write(1, "data", 3, 33));
+    const VolumeId id = info(1, "data")->id;
+    host(1).fake.busy = true;
+    ASSERT_TRUE(unmount(1, "data"));
+    world.run_for(std::chrono::seconds(3));
+    lose(1, false);
+    Result<std::string> mounted = fail(Code::unavailable, "not yet");
+    for (int i = 0; i < 60 && !mounted; ++i) {
+        world.run_for(std::chrono::milliseconds(500));
+        mounted = mount(2, "data");
+    }
+    ASSERT_TRUE(mounted) << mounted.error().text();
+    ASSERT_TRUE(write(2, "data", 3, 44));
+    ASSERT_TRUE(unmount(2, "data"));
+    world.run_for(std::chrono::seconds(5));
+    hosts[0] = boot(NodeId(1), {id});
+    mounted = mount(1, "data");
+    EXPECT_TRUE(host(1).fake.surviving.empty());
+    for (int i = 0; i < 20 && !mounted; ++i) {
+        world.run_for(std::chrono::milliseconds(500));
+        mounted = mount(1, "data");
+    }
+    ASSERT_TRUE(mounted) << mounted.error().text();
+    EXPECT_EQ(read(1, "data", 3), 44);
+}
+
+// What is to be resumed and held by nobody any more is let go once it is served.
+TEST_F(LocalNodeClusterTest, AResumedVolumeThatNobodyHoldsIsLetGo) {
+    ASSERT_TRUE(create(1, "data"));
+    ASSERT_TRUE(mount(1, "data"));
+    ASSERT_TRUE(write(1, "data", 3, 33));
+    const VolumeId id = info(1, "data")->id;
+    lose(1, false);
+    lose(2);
+    lose(3);
+    hosts[0] = boot(NodeId(1), {id});
+    world.run_for(std::chrono::seconds(5));
+    runtime::spawn(host(1).process.executor(), unmount_later(host(1), "data"));
+    world.run_for(std::chrono::seconds(5));
+    EXPECT_TRUE(has_mount_record(1, id)) << "its host still has it";
+    hosts[1] = boot(NodeId(2));
+    hosts[2] = boot(NodeId(3));
+    world.run_for(std::chrono::seconds(60));
+    EXPECT_TRUE(host(1).fake.devices.empty());
+    EXPECT_FALSE(has_mount_record(1, id));
 }
 
 // The network between two hosts is cut, and the owner lives: it is not robbed.

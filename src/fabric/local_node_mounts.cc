@@ -67,6 +67,15 @@ Task<Result<void>> LocalNode::attach_entry(Entry& entry) {
         co_return fail(Code::unsupported, "this peplosd serves no volumes to its host");
     }
     VolumeId id = entry.record().id;
+    if (is_overtaken(entry)) {
+        co_await give_up(entry, "another node took it over");
+        if (entry.is_surviving) {
+            co_return fail(Code::unavailable,
+                           "this host still has an old state of volume {:?}, which another node "
+                           "changed meanwhile: peplos volume detach {} --force",
+                           entry.record().name, entry.record().name);
+        }
+    }
     bool is_served = entry.open != nullptr && !entry.open->faulted();
     if (entry.is_attached() && is_served) {
         // Not so when a detach that was refused half-way has taken the mount away.
@@ -101,6 +110,7 @@ Task<Result<void>> LocalNode::attach_entry(Entry& entry) {
         co_return fail(std::move(attached).error());
     }
     entry.problem.clear();
+    entry.is_surviving = false;
     entry.path = attached->path;
     co_return Result<void>();
 }
@@ -121,7 +131,8 @@ Task<Result<void>> LocalNode::store_mounts(Entry& entry) {
     std::string key = control::mount_key(node_.id, entry.record().id);
     for (int attempt = 1;; ++attempt) {
         control::Transaction change;
-        const bool is_kept = cluster_ != nullptr && (entry.is_attached() || is_on_host(entry));
+        const bool is_kept =
+            cluster_ != nullptr && (entry.is_attached() || entry.is_surviving || is_on_host(entry));
         if (entry.mounts.holders.empty() && !is_kept) {
             entry.mounts.since_s = 0;
             change.push_back(control::remove(key, std::nullopt));
@@ -171,6 +182,8 @@ Task<Result<void>> LocalNode::forget_holders() {
     for (const auto& [id, entry] : entries_) {
         if (!entry->mounts.holders.empty()) held.emplace_back(entry, entry->mounts);
     }
+    // What waits for other nodes keeps its lock for long.
+    std::ranges::partition(held, [](const auto& one) { return !one.first->is_resuming; });
     Result<void> outcome;
     for (const auto& [entry, old] : held) {
         auto guard = co_await entry->lock.lock();
@@ -219,6 +232,11 @@ Task<void> LocalNode::release_loop() {
         }
         for (const EntryPtr& entry : idle) {
             if (stopping_.is_set()) co_return;
+            // A claim may hold the lock for long, and the other volumes do not wait for it.
+            if (entry->is_resuming || entry->claimer != nullptr) {
+                again = true;
+                continue;
+            }
             auto guard = co_await entry->lock.lock();
             bool is_kept = !entry->mounts.holders.empty() || entry->is_damaged;
             bool is_here = entry->open != nullptr || (cluster_ != nullptr && entry->is_mount_stale);
@@ -298,6 +316,7 @@ Task<Result<void>> LocalNode::detach_forced(std::string name) {
     if (entry->gone) co_return fail(Code::not_found, "the volume was removed meanwhile");
     if (attachments_ == nullptr) co_return Result<void>();
     CO_TRY(co_await attachments_->detach_forced(entry->record().id));
+    entry->is_surviving = false;
     entry->path.clear();
     entry->is_damaged = false;
     entry->problem.clear();

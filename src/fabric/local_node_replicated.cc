@@ -3,6 +3,11 @@
 
 // Volumes whose journal and segments have copies on several nodes.
 namespace peplos::fabric {
+namespace {
+
+constexpr Duration kViewPause = std::chrono::milliseconds(20);
+
+}  // namespace
 
 // Requires: the entry's lock. Claims the volume, wherever it was, and serves it.
 Task<Result<void>> LocalNode::open_replicated(Entry& entry) {
@@ -17,9 +22,19 @@ Task<Result<void>> LocalNode::open_replicated(Entry& entry) {
     co_return outcome;
 }
 
+// Requires: the entry's lock. Until this node knows the others. Errors: stopping.
+Task<Result<void>> LocalNode::wait_for_view(const Entry& entry) {
+    while (!cluster_->is_known()) {
+        if (stopping_.is_set() || entry.detaches_waiting != 0)
+            co_return fail(Code::stopping, "volume {:?} is given up", entry.record().name);
+        co_await env_.clock.sleep_for(kViewPause);
+    }
+    co_return Result<void>();
+}
+
 // Errors: busy (it is mounted elsewhere), unavailable (says what it waits for), stopping.
 Task<Result<std::unique_ptr<replica::ReplicatedLog>>> LocalNode::claim_replicated(Entry& entry) {
-    co_await cluster_->known();
+    CO_TRY(co_await wait_for_view(entry));
     CO_TRY(co_await check_unmounted(entry));
     // Its segments lie on the owner's node alone: another one could move the journal, not them.
     if (entry.record().copies == 1 && is_elsewhere(entry)) {
@@ -97,6 +112,7 @@ Task<Result<void>> LocalNode::serve(Entry& entry, std::unique_ptr<replica::Repli
 // `deleting` is a claim as well: whoever owned the volume is fenced before anything is freed.
 Task<Result<void>> LocalNode::prepare_deletion(Entry& entry, control::VolumeRecord& record,
                                                control::Transaction& also) {
+    CO_TRY(co_await wait_for_view(entry));
     CO_TRY(co_await check_unmounted(entry));
     CO_TRY_ASSIGN(Elsewhere elsewhere, co_await mounts_elsewhere(record));
     also = std::move(elsewhere.also);

@@ -8,9 +8,6 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
 #include <cerrno>
-#include <charconv>
-#include <fstream>
-#include <sstream>
 #include <sys/socket.h>
 
 #include "base/log.h"
@@ -37,28 +34,6 @@ constexpr auto kValues = asio::as_tuple(runtime::kUseTask);
 constexpr std::chrono::seconds kLingerTime{3};
 constexpr size_t kLingerBytesMax = 64 * kMiB;
 constexpr std::chrono::milliseconds kAcceptPause{100};
-
-uint64_t started_ticks_of(int pid) {
-    std::ifstream file(fmt::format("/proc/{}/stat", pid));
-    std::string text((std::istreambuf_iterator<char>(file)), {});
-    // Field 2 is the command in parentheses and may hold anything; field 3 follows the last ')'.
-    size_t end = text.rfind(')');
-    if (end == std::string::npos) return 0;
-    std::istringstream rest(text.substr(end + 1));
-    std::string field;
-    for (int number = 3; number <= 22; ++number)
-        rest >> field;
-    uint64_t ticks = 0;
-    std::from_chars(field.data(), field.data() + field.size(), ticks);
-    return ticks;
-}
-
-std::optional<PeerProcess> peer_of(int fd) {
-    ucred peer{};
-    socklen_t size = sizeof(peer);
-    if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return std::nullopt;
-    return PeerProcess{peer.pid, peer.uid, started_ticks_of(peer.pid)};
-}
 
 struct Refusal {
     unsigned status;
@@ -161,7 +136,12 @@ Task<void> Server::accept_loop(std::shared_ptr<Listener> listener) {
         int fd = ::accept4(listener->socket.native_handle(), nullptr, nullptr,
                            SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
-            admit(Fd(fd), listener->transport);
+            try {
+                admit(Fd(fd), listener->transport);
+            } catch (const std::exception& error) {
+                LOG_ERROR("a connection was dropped door={} why=\"{}\"", options_.name,
+                          error.what());
+            }
             continue;
         }
         if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED) continue;

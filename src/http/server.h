@@ -2,7 +2,6 @@
 
 #include <functional>
 #include <memory>
-#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -11,6 +10,7 @@
 #include "base/limits.h"
 #include "base/units.h"
 #include "http/listen.h"
+#include "http/peer_process.h"
 #include "runtime/gate.h"
 #include "runtime/task.h"
 
@@ -18,15 +18,6 @@
 namespace peplos::http {
 
 enum class Transport : uint8_t { unix_socket, tcp };
-
-// The process at the other end of a Unix socket. A pid alone is reused; with its start time (clock
-// ticks after boot, /proc/PID/stat field 22) it names one life of one process.
-struct PeerProcess {
-    int pid = 0;
-    uint32_t uid = 0;
-    uint64_t started_ticks = 0;
-    bool operator==(const PeerProcess&) const = default;
-};
 
 struct Request {
     Transport transport = Transport::unix_socket;

@@ -155,6 +155,15 @@ TEST_F(ServerTest, SurvivesAHandlerThatThrows) {
     EXPECT_EQ(client.request(get("/a")).status, 200);
 }
 
+// A client may end between the open and the read of its /proc/PID/stat, which then fails as that of
+// a folder does.
+TEST(PeerProcess, WhatCannotBeReadIsGone) {
+    EXPECT_NE(read_started_ticks("/proc/self/stat"), 0u);
+    EXPECT_EQ(read_started_ticks("/proc"), 0u);
+    EXPECT_EQ(read_started_ticks("/proc/0/stat"), 0u);
+    EXPECT_EQ(read_started_ticks("/dev/null"), 0u);
+}
+
 TEST_F(ServerTest, SlowClientsAreCutOff) {
     restart({.request_timeout = std::chrono::milliseconds(30)});
     RawClient slow(path_);

@@ -341,6 +341,9 @@ Task<Keeper::Cleaning> Keeper::clean_some(double share_max, uint32_t halvings) {
         double gain = double(dead_units(segments)) / mib;
         if (gain > root.gain) root = {entry, gain};
     }
+    // Neither closes meanwhile.
+    std::optional<Busy> busy_best;
+    if (best_entry) busy_best.emplace(*this, best_entry);
     double moved_mib = 1 + double(best.live_blocks * kBlockBytes) / kMiB;
     if (root.entry && root.gain >= double(best.gained_units) / moved_mib) {
         Busy busy(*this, root.entry);
@@ -349,7 +352,6 @@ Task<Keeper::Cleaning> Keeper::clean_some(double share_max, uint32_t halvings) {
         if (space_->free_units() > free) co_return Cleaning::moved;
     }
     if (!best_entry) co_return Cleaning::nothing;
-    Busy busy(*this, best_entry);
     std::vector<uint32_t> indexes = std::move(best.segments);
     auto moved = co_await best_entry->volume->relocate(std::move(indexes), best.lifetime_class);
     ++stats_.cleanings;

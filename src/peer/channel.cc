@@ -18,7 +18,7 @@ using runtime::Task;
 // A connection that breaks sooner than this counts as a failed attempt: the next one waits.
 constexpr Duration kStableAfter = std::chrono::seconds(1);
 constexpr uint32_t kSlotBits = 16;
-static_assert(limits::kPeerCallsMax <= (1u << kSlotBits));
+static_assert(2 * limits::kPeerCallsMax <= (1u << kSlotBits));
 
 int64_t milliseconds_of(Duration duration) {
     return std::chrono::duration_cast<std::chrono::milliseconds>(duration).count();
@@ -56,7 +56,7 @@ class Channel::Impl final : public Source {
         CHECK(options.calls_max <= limits::kPeerCallsMax);
     }
 
-    Task<Result<Message>> call(Method method, Message request, Duration timeout);
+    Task<Result<Message>> call(Method method, Message request, Duration timeout, Lane lane);
     Task<void> stop();
 
     void set_addresses(std::vector<std::string> addresses) {
@@ -89,7 +89,7 @@ class Channel::Impl final : public Source {
     void fill(Batch& batch) override;
     void written() override {}
 
-    Result<void> check(const Message& request) const;
+    Result<void> check(const Message& request, bool is_let_in) const;
     bool has_room(const Call& call) const;
     void let_in();
     void begin(Call& call);
@@ -156,7 +156,7 @@ class Channel::Impl final : public Source {
 
 // ---- calls ----
 
-Result<void> Channel::Impl::check(const Message& request) const {
+Result<void> Channel::Impl::check(const Message& request, bool is_let_in) const {
     if (stopping_) return fail(Code::stopping, "the channel to node {} is stopping", node_);
     for (const Buffer& buffer : request.payload)
         CHECK(!buffer.empty() && buffer.size() % kBlockBytes == 0, "payload is whole blocks");
@@ -168,7 +168,7 @@ Result<void> Channel::Impl::check(const Message& request) const {
                     request.body.size(), payload_bytes, node_, limits::kPeerBodyBytesMax,
                     limits::kPeerPayloadBytesMax);
     }
-    if (outside_.size() >= options_.calls_max) {
+    if (!is_let_in && outside_.size() >= options_.calls_max) {
         return fail(Code::busy,
                     "{} calls to node {} wait for {} that are under way: repeat it later",
                     outside_.size(), node_, calls_);
@@ -190,9 +190,11 @@ void Channel::Impl::let_in() {
     }
 }
 
-Task<Result<Message>> Channel::Impl::call(Method method, Message request, Duration timeout) {
+Task<Result<Message>> Channel::Impl::call(Method method, Message request, Duration timeout,
+                                          Lane lane) {
     ++counters_.calls;
-    auto checked = check(request);
+    const bool is_let_in = lane == Lane::control && calls_ < size_t{2} * options_.calls_max;
+    auto checked = check(request, is_let_in);
     if (!checked) {
         ++counters_.calls_not_run;
         co_return fail(std::move(checked).error());
@@ -206,8 +208,12 @@ Task<Result<Message>> Channel::Impl::call(Method method, Message request, Durati
     call.request = std::move(request);
     call.deadline = env_.clock.now() + timeout;
     wakeups_.arm(call.deadline);
-    outside_.push_back(&call);
-    let_in();
+    if (is_let_in) {
+        begin(call);
+    } else {
+        outside_.push_back(&call);
+        let_in();
+    }
     co_return co_await call.answer.take();
 }
 
@@ -541,8 +547,8 @@ Channel::~Channel() = default;
 void Channel::set_addresses(std::vector<std::string> addresses) {
     impl_->set_addresses(std::move(addresses));
 }
-Task<Result<Message>> Channel::call(Method method, Message request, Duration timeout) {
-    return impl_->call(method, std::move(request), timeout);
+Task<Result<Message>> Channel::call(Method method, Message request, Duration timeout, Lane lane) {
+    return impl_->call(method, std::move(request), timeout, lane);
 }
 bool Channel::is_connected() const {
     return impl_->is_connected();

@@ -17,12 +17,16 @@ struct ChannelOptions {
     uint64_t bytes_max = limits::kPeerCallBytesMax;
 };
 
+// Control calls do not wait behind bulk ones: while these wait for room, as many of the others
+// as calls_max are let in beside them, whatever their bytes.
+enum class Lane : uint8_t { control, bulk };
+
 // Calls to one other node, over one connection that is made when it is first needed and made again
 // after it was lost. Lives on one executor.
 //
 // Invariants
 //   1. A call is sent at most once: repeating is the caller's decision.
-//   2. Calls are sent in the order in which call() was awaited.
+//   2. Calls of one lane are sent in the order in which call() was awaited.
 //   3. Every call ends by its deadline, whatever the network does.
 //   4. A call that ended `unavailable` by the channel, `busy` or `unsupported` by the server was
 //      never handed to a handler.
@@ -38,16 +42,16 @@ class Channel {
     // Where the node listens; tried in turn. May change at any time, for the next connection.
     void set_addresses(std::vector<std::string> addresses);
 
-    // Sends the request and waits for the answer, at most `timeout`. Where too many are under way it
-    // waits for room. Before a connection exists the call waits for it; when the attempt fails it
-    // ends at once.
-    // Errors: unavailable (certainly not executed: no connection, never sent, or refused by a
-    // server that stops), busy (certainly not executed: no room in time),
-    // unsupported (certainly not executed: the server knows no such method),
-    // invalid_argument (larger than the limits), outcome_unknown (sent, and then the connection was
-    // lost or no answer came in time), stopping (stop() was called; executed or not), or what the
-    // handler answered, code and message.
-    runtime::Task<Result<Message>> call(Method method, Message request, Duration timeout);
+    // Sends the request and waits for the answer, at most `timeout`. Where too many are under way
+    // it waits for room. Before a connection exists the call waits for it; when the attempt fails
+    // it ends at once. Errors: unavailable (certainly not executed: no connection, never sent, or
+    // refused by a server that stops), busy (certainly not executed: no room in time), unsupported
+    // (certainly not executed: the server knows no such method), invalid_argument (larger than the
+    // limits), outcome_unknown (sent, and then the connection was lost or no answer came in time),
+    // stopping (stop() was called; executed or not), or what the handler answered, code and
+    // message.
+    runtime::Task<Result<Message>> call(Method method, Message request, Duration timeout,
+                                        Lane lane = Lane::bulk);
 
     // Whether a connection exists and nothing says that it is dead. A hint: it may be now.
     bool is_connected() const;

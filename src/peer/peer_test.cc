@@ -233,6 +233,9 @@ TEST(Peer, BoundsAreKept) {
         busy += call.outcome.has_value() && !*call.outcome &&
                 call.outcome->error().code() == Code::busy;
     EXPECT_EQ(busy, 5u);
+    auto control = rig.world.run(
+        *rig.client, rig.channel().call(kEcho, {}, std::chrono::seconds(1), Lane::control));
+    EXPECT_TRUE(control) << "it passes those that wait";
     rig.world.run_for(seconds(60));
     EXPECT_EQ(rig.judge(), "");
     EXPECT_EQ(rig.starts.size(), 20u);

@@ -29,7 +29,8 @@ bool answers(const Message& word, MemberMethod method, NodeId node, const Claim&
 Task<Result<Message>> ask(peer::Channel& channel, MemberMethod method, Claim claim,
                           peer::Message message, Duration time) {
     auto number = static_cast<peer::Method>(method);
-    CO_TRY_ASSIGN(peer::Message answer, co_await channel.call(number, std::move(message), time));
+    CO_TRY_ASSIGN(peer::Message answer,
+                  co_await channel.call(number, std::move(message), time, peer::Lane::control));
     Result<Message> word = decode_word(answer);
     // It did what it did: only what it says of that is lost.
     if (!word) co_return fail(Code::outcome_unknown, "{}", word.error().message());

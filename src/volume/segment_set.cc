@@ -105,7 +105,9 @@ uint64_t SegmentSet::stored_bytes() const {
 
 Task<Result<void>> SegmentSet::remove(SegmentId id) {
     if (peers_) co_return co_await peers_->remove(id);
-    for (media::SegmentStore* store : space_.stores()) {
+    // Copied: a device may be added meanwhile.
+    const std::vector<media::SegmentStore*> stores = space_.stores();
+    for (media::SegmentStore* store : stores) {
         if (!store->find(id)) continue;
         auto removed = co_await store->remove(id);
         if (!removed && removed.error().code() != Code::not_found) {
