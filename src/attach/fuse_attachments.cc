@@ -342,6 +342,7 @@ Task<Result<std::vector<VolumeId>>> FuseAttachments::find_surviving() {
     for (VolumeId id : held) {
         if (attachments_.contains(id)) continue;
         auto fd = co_await host_.take_held(id);
+        if (!fd && fd.error().code() != Code::not_found) co_return fail(std::move(fd).error());
         if (fd && !connection_is_dead(fd->get())) {
             surviving.push_back(id);
         } else {

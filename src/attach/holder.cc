@@ -221,9 +221,11 @@ Result<void> HolderClient::put(VolumeId id, int fd) {
 Result<Fd> HolderClient::get(VolumeId id) {
     Fd fd;
     TRY_ASSIGN(Answer answer, exchange(socket_.get(), Op::get, id, -1, fd));
-    if (answer.error != 0 || !fd.valid()) {
+    if (answer.error == ENOENT)
         return fail(Code::not_found, "the holder keeps nothing of volume {}", id);
-    }
+    // It keeps it, and this process has no descriptor left for it, say.
+    if (answer.error != 0 || !fd.valid())
+        return fail(Code::unavailable, "the holder's descriptor of volume {} did not arrive", id);
     return fd;
 }
 

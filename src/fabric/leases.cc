@@ -42,7 +42,8 @@ bool Leases::holds(NodeId node) const {
     const Time now = env_.clock.now();
     // It was not looked at yet, or not lately: it has all its time.
     if (seen == seen_.end() || now - seen->second.read_at > kGap + kCallLimit) return true;
-    return now - seen->second.renewed_at <= options_.term;
+    // By what was read: a term without a renewal, not one without a look.
+    return seen->second.read_at - seen->second.renewed_at <= options_.term;
 }
 
 // What is written says when, for people: every write counts, whatever it says.
@@ -71,7 +72,7 @@ Task<void> Leases::follow() {
             const Time asked = env_.clock.now();
             Result<control::Page> page =
                 co_await control::list_all(store_, std::string(control::kLeasePrefix));
-            std::map<std::string_view, control::Revision> revisions;
+            std::map<std::string, control::Revision> revisions;
             if (page) {
                 for (const control::KeyValue& entry : page->entries)
                     revisions.emplace(entry.key, entry.mod_revision);

@@ -14,7 +14,8 @@ constexpr Duration kResumeRetryMax = std::chrono::seconds(30);
 
 // Whether an attempt later may do better, without anybody's hands.
 bool may_pass(Code code) {
-    return code == Code::unavailable || code == Code::busy || code == Code::outcome_unknown;
+    return code == Code::unavailable || code == Code::busy || code == Code::outcome_unknown ||
+           code == Code::stopping;
 }
 
 }  // namespace
@@ -48,7 +49,7 @@ Task<Result<void>> LocalNode::start() {
     CO_TRY(co_await load_devices());
     if (cluster_ != nullptr) CO_TRY(co_await start_cluster());
     CO_TRY(co_await load_volumes());
-    co_await resume_attached();
+    CO_TRY(co_await resume_attached());
     gate_.spawn(env_.executor, recover_tails());
     gate_.spawn(env_.executor, release_loop());
     gate_.spawn(env_.executor, refresh_loop());
@@ -168,13 +169,15 @@ Task<Result<void>> LocalNode::load_volumes() {
 
 // The kernel kept these mounted while no daemon ran; their I/O waits for us. Everything else has
 // lost its mounts (a reboot), so nobody holds it any more, whatever the records say.
-Task<void> LocalNode::resume_attached() {
+Task<Result<void>> LocalNode::resume_attached() {
     std::vector<VolumeId> surviving;
     if (attachments_ != nullptr) {
         Result<std::vector<VolumeId>> found = co_await attachments_->find_surviving();
+        // Taken for nothing, an old state of this host might be served once others changed it.
+        if (!found && cluster_ != nullptr) co_return fail(std::move(found).error());
         if (!found) {
             LOG_ERROR("attached volumes not found why=\"{}\"", found.error().text());
-            co_return;
+            co_return Result<void>();
         }
         if (!PLANTED("attach.forgets_survivors")) surviving = std::move(*found);
     }
@@ -196,6 +199,7 @@ Task<void> LocalNode::resume_attached() {
     for (const auto& [id, entry] : all) {
         if (std::ranges::find(surviving, id) == surviving.end()) co_await forget_mounts(*entry);
     }
+    co_return Result<void>();
 }
 
 // What the records say of mounts that the host no longer has.
@@ -228,13 +232,14 @@ Task<bool> LocalNode::try_to_resume(Entry& entry) {
     if (!entry.is_resuming) co_return true;
     const VolumeId id = entry.record().id;
     if (is_overtaken(entry)) {
-        entry.is_resuming = false;
         co_await give_up(entry, "while this host was away, another one took it over");
-        co_return true;
+        co_return !entry.is_surviving;
     }
     Result<void> opened = co_await open_volume(entry);
     if (!opened) {
-        entry.is_resuming = may_pass(opened.error().code());
+        // What one copy has lost comes back by nobody's waiting.
+        const bool is_lost = cluster_ == nullptr && entry.is_unreadable;
+        entry.is_resuming = may_pass(opened.error().code()) && !is_lost;
         std::string problem = fmt::format(
             "its containers wait for I/O that nobody serves: {}; when that cannot "
             "be mended, `peplos volume detach {} --force` ends their waiting",
@@ -244,24 +249,24 @@ Task<bool> LocalNode::try_to_resume(Entry& entry) {
         entry.problem = entry.told_of_resuming = std::move(problem);
         co_return !entry.is_resuming;
     }
-    entry.is_resuming = false;
     // Perhaps nobody holds it any more.
     release_alarm_.ring();
     Result<AttachInfo> resumed = co_await attachments_->resume(attach_spec(entry), entry.open);
     if (resumed) {
-        entry.is_surviving = false;
+        entry.is_surviving = entry.is_resuming = false;
         entry.path = resumed->path;
         LOG_INFO("volume resumed volume={} name={} device={}", id, entry.record().name,
                  resumed->device);
     } else if (resumed.error().code() == Code::not_found) {
         // It was on its way up or down, and nobody uses it.
-        entry.is_surviving = false;
+        entry.is_surviving = entry.is_resuming = false;
         co_await forget_mounts(entry);
     } else {
+        entry.is_resuming = may_pass(resumed.error().code());
         entry.problem = resumed.error().message();
         LOG_ERROR("attached volume not resumed volume={} why=\"{}\"", id, resumed.error().text());
     }
-    co_return true;
+    co_return !entry.is_resuming;
 }
 
 // A volume whose journal holds more than its last checkpoint is adopted and drained, mounted or

@@ -146,14 +146,15 @@ class LocalNode final : public Node {
     Task<Result<void>> load_devices();
     Task<Result<void>> start_cluster();
     Task<Result<void>> load_volumes();
-    Task<void> resume_attached();
+    Task<Result<void>> resume_attached();
     Task<void> resume_later(EntryPtr entry, Duration first);
     Task<bool> try_to_resume(Entry& entry);
     // What the host still has of it is older than what another node made of it.
     bool is_overtaken(const Entry& entry) const {
-        return cluster_ != nullptr && entry.is_surviving && entry.record().owner != node_.id;
+        return entry.is_surviving && is_elsewhere(entry);
     }
     Task<void> forget_mounts(Entry& entry);
+    Task<bool> survives(const Entry& entry);
     Task<void> recover_tails();
     Task<Result<void>> open_volume(Entry& entry);
     Result<DeviceSet::Member*> home_of(const Entry& entry);

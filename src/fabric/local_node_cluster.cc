@@ -116,7 +116,8 @@ Task<Result<std::optional<control::Transaction>>> LocalNode::condition_of(
     if (cas.desired.state != control::OwnershipState::recovering) co_return out;
     // Nor is it claimed back from who used it while this host kept an old state of it attached.
     auto known = entries_.find(record.id);
-    if (known != entries_.end() && known->second->is_surviving && record.owner != node_.id)
+    if (known != entries_.end() && known->second->is_surviving && record.owner &&
+        record.owner != node_.id)
         co_return std::optional<control::Transaction>();
     CO_TRY_ASSIGN(Elsewhere elsewhere, co_await mounts_elsewhere(record));
     if (!elsewhere.where.empty()) co_return std::optional<control::Transaction>();
@@ -257,11 +258,10 @@ Task<void> LocalNode::give_up(Entry& entry, std::string why) {
             LOG_WARN("volume not detached volume={} why=\"{}\"", entry.record().id,
                      detached.error().text());
         } else {
-            entry.is_surviving = false;
+            entry.is_surviving = entry.is_resuming = false;
+            entry.problem.clear();
         }
     }
-    entry.is_resuming = false;
-    entry.problem.clear();
     entry.path.clear();
     entry.is_damaged = false;
     entry.mounts.holders.clear();

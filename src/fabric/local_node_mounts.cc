@@ -110,7 +110,7 @@ Task<Result<void>> LocalNode::attach_entry(Entry& entry) {
         co_return fail(std::move(attached).error());
     }
     entry.problem.clear();
-    entry.is_surviving = false;
+    entry.is_surviving = entry.is_resuming = false;
     entry.path = attached->path;
     co_return Result<void>();
 }
@@ -201,6 +201,13 @@ Task<Result<void>> LocalNode::forget_holders() {
     co_return outcome;
 }
 
+// Whether the host still has what an earlier daemon attached; when nobody knows, it does.
+Task<bool> LocalNode::survives(const Entry& entry) {
+    if (!entry.is_surviving) co_return false;
+    Result<std::vector<VolumeId>> found = co_await attachments_->find_surviving();
+    co_return !found || std::ranges::find(*found, entry.record().id) != found->end();
+}
+
 // Requires: the entry's lock. Takes away whatever the host has of the volume, also what an attach
 // or a resume that failed has left. Errors: as Attachments::detach, and everything stays.
 Task<Result<void>> LocalNode::take_down(Entry& entry) {
@@ -209,6 +216,7 @@ Task<Result<void>> LocalNode::take_down(Entry& entry) {
     if (!detached && detached.error().code() != Code::not_found) {
         co_return fail(std::move(detached).error());
     }
+    if (detached || !co_await survives(entry)) entry.is_surviving = false;
     entry.path.clear();
     entry.is_damaged = false;
     co_return Result<void>();
@@ -311,12 +319,11 @@ Task<Result<void>> LocalNode::detach_forced(std::string name) {
     if (entry->claimer != nullptr) entry->claimer->cancel();
     auto guard = co_await entry->lock.lock();
     --entry->detaches_waiting;
-    entry->is_resuming = false;
-    entry->resume_delay.ring();
     if (entry->gone) co_return fail(Code::not_found, "the volume was removed meanwhile");
     if (attachments_ == nullptr) co_return Result<void>();
     CO_TRY(co_await attachments_->detach_forced(entry->record().id));
-    entry->is_surviving = false;
+    entry->is_surviving = entry->is_resuming = false;
+    entry->resume_delay.ring();
     entry->path.clear();
     entry->is_damaged = false;
     entry->problem.clear();
@@ -374,11 +381,18 @@ Task<void> LocalNode::mend_one(VolumeId id, std::vector<Leftover>* all,
         entry = found->second;
         guard.emplace(co_await entry->lock.lock());
         if (entry->is_attached() || !entry->mounts.holders.empty()) co_return;
+        // It is served again soon, and what it has not written yet is not lost then.
+        if (entry->is_resuming) co_return;
     }
     Result<void> done = co_await attachments_->mend_leftovers(id);
     if (!done) {
         LOG_WARN("leftovers not taken away volume={} why=\"{}\"", id, done.error().text());
         co_return;
+    }
+    if (entry != nullptr && entry->is_surviving && !co_await survives(*entry)) {
+        entry->is_surviving = false;
+        Result<void> stored = co_await store_mounts(*entry);
+        if (!stored) LOG_WARN("mounts not stored volume={} why=\"{}\"", id, stored.error().text());
     }
     for (const Leftover& one : *all) {
         if (one.id == id) mended->push_back(one);

@@ -69,7 +69,7 @@ Task<Result<RecoveryReport>> LocalNode::recover_entry(EntryPtr entry, Loss loss)
         report.message = fmt::format("volume {} can be used as it is", name);
         co_return report;
     }
-    if (is_on_host(*entry) || !entry->mounts.holders.empty()) {
+    if (is_on_host(*entry) || entry->is_surviving || !entry->mounts.holders.empty()) {
         // What a mounted file system has in memory would not fit what is left below it.
         co_return fail(Code::busy,
                        "this host still has volume {:?} mounted; stop its containers, then: peplos "

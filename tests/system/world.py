@@ -143,7 +143,8 @@ class World:
         for key, process in self.processes.items():
             if process.poll() is not None:
                 log = (self.log_dir / f"{key}.log").read_text(errors="replace").splitlines()
-                lines.append(f"error: {key} ended with {process.returncode}: " + " | ".join(log[-4:]))
+                lines.append(f"error: {key} ended with {process.returncode}: "
+                             + " | ".join(log[-4:]))
         return lines
 
     def start_holder(self):
