@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstring>
 #include <fmt/format.h>
+#include <limits>
+#include <malloc.h>
 #include <set>
 #include <spdlog/sinks/ringbuffer_sink.h>
 #include <spdlog/spdlog.h>
@@ -243,5 +245,9 @@ int main_with(int argc, char** argv) {
 }  // namespace peplos::app
 
 int main(int argc, char** argv) {
+    // Worlds come and go by the thousand. Their memory stays here for the next one: given back to
+    // the kernel each time, its pages cost ten times as much as what is computed in them.
+    ::mallopt(M_MMAP_MAX, 0);
+    ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
     return peplos::app::main_with(argc, argv);
 }
