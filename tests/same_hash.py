@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 
+CONFIGS = ("swarm", "crash", "disk", "sync", "damage")
+
 
 def hashes(build, config, seeds):
     done = subprocess.run([str(build / "src/peplos-sim"), "--config", config, "--runs", str(seeds),
@@ -22,13 +24,13 @@ def main():
     parser.add_argument("builds", nargs="+", type=pathlib.Path)
     options = parser.parse_args()
     failed = 0
-    for config in ("swarm", "crash", "disk", "sync", "damage"):
+    for config in CONFIGS:
         found = {str(build): hashes(build, config, options.seeds) for build in options.builds}
         first = next(iter(found.values()))
         is_same = len(first) == options.seeds and all(one == first for one in found.values())
         print(f"{'ok' if is_same else 'FAIL'} {config}: {found if not is_same else first}")
         failed += not is_same
-    print(f"{4 - failed} passed, {failed} failed")
+    print(f"{len(CONFIGS) - failed} passed, {failed} failed")
     return 1 if failed else 0
 
 
