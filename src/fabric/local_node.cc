@@ -249,6 +249,8 @@ Task<bool> LocalNode::try_to_resume(Entry& entry) {
         entry.problem = entry.told_of_resuming = std::move(problem);
         co_return !entry.is_resuming;
     }
+    // The host has been let go of already; the next daemon takes it up.
+    if (stopping_.is_set()) co_return true;
     // Perhaps nobody holds it any more.
     release_alarm_.ring();
     Result<AttachInfo> resumed = co_await attachments_->resume(attach_spec(entry), entry.open);

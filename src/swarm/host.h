@@ -31,6 +31,7 @@ class SimHost final : public fabric::Attachments {
     Task<Result<fabric::AttachInfo>> attach(fabric::AttachSpec spec,
                                             std::shared_ptr<volume::BlockDevice> device,
                                             Formatted formatted) override {
+        if (is_paused_) co_return fail(Code::stopping, "the daemon stops");
         if (spec.blank) CO_TRY(co_await formatted(spec.id));
         attached_.insert(spec.id);
         devices_[spec.id] = std::move(device);
@@ -44,11 +45,14 @@ class SimHost final : public fabric::Attachments {
         forget(id);
         co_return Result<void>();
     }
+    // The first call of each daemon.
     Task<Result<std::vector<VolumeId>>> find_surviving() override {
+        is_paused_ = false;
         co_return std::vector<VolumeId>(attached_.begin(), attached_.end());
     }
     Task<Result<fabric::AttachInfo>> resume(fabric::AttachSpec spec,
                                             std::shared_ptr<volume::BlockDevice> device) override {
+        if (is_paused_) co_return fail(Code::stopping, "the daemon stops");
         devices_[spec.id] = std::move(device);
         co_return info_for(spec.id);
     }
@@ -68,6 +72,7 @@ class SimHost final : public fabric::Attachments {
     }
     std::vector<fabric::AttachInfo> list() const override { return {}; }
     Task<void> pause_all() override {
+        is_paused_ = true;
         devices_.clear();
         co_return;
     }
@@ -85,6 +90,7 @@ class SimHost final : public fabric::Attachments {
         return info;
     }
 
+    bool is_paused_ = false;
     std::set<VolumeId> attached_;
     std::map<VolumeId, std::shared_ptr<volume::BlockDevice>> devices_;
 };
