@@ -31,8 +31,8 @@ class SimHost final : public fabric::Attachments {
     Task<Result<fabric::AttachInfo>> attach(fabric::AttachSpec spec,
                                             std::shared_ptr<volume::BlockDevice> device,
                                             Formatted formatted) override {
-        if (is_paused_) co_return fail(Code::stopping, "the daemon stops");
         if (spec.blank) CO_TRY(co_await formatted(spec.id));
+        if (is_paused_) co_return fail(Code::stopping, "the daemon stops");
         attached_.insert(spec.id);
         devices_[spec.id] = std::move(device);
         co_return info_for(spec.id);
