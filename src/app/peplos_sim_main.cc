@@ -45,13 +45,20 @@ std::string replay_command(const Wish& wish, uint64_t seed) {
     return fmt::format("peplos-sim --seed {} --config {}{}", seed, wish.config, planted);
 }
 
-// What a CHECK that fails in the middle of a run leaves behind: the command that replays it.
+// What a run leaves behind that ends in a failed CHECK or a crash: the command that replays it.
 std::array<char, 512> last_words{};
 
 void say_last_words(int) {
     ssize_t written = write(STDERR_FILENO, last_words.data(), std::strlen(last_words.data()));
     (void)written;
     _exit(134);
+}
+
+// A sanitizer that has a handler of its own says more.
+void say_last_words_on(int signal) {
+    struct sigaction now{};
+    if (sigaction(signal, nullptr, &now) == 0 && now.sa_handler == SIG_DFL)
+        std::signal(signal, say_last_words);
 }
 
 void prepare_last_words(std::string_view what, std::string_view replay) {
@@ -237,7 +244,8 @@ int main_with(int argc, char** argv) {
     app.add_option("--shard", wish.shard, "of --shards parts this one, from 0");
     app.add_option("--shards", wish.shards, "shares the sequences out")->check(CLI::PositiveNumber);
     CLI11_PARSE(app, argc, argv);
-    std::signal(SIGABRT, say_last_words);
+    for (int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE})
+        say_last_words_on(signal);
     return wish.exhaustive != 0 ? run_all_sequences(wish) : run_all(wish);
 }
 

@@ -83,6 +83,8 @@ Task<void> Keeper::stop() {
 // ---- what volumes and fabric say ----
 
 void Keeper::opened(Volume& volume) {
+    // Nothing works behind it any more, and nobody says when it goes.
+    if (stopping_) return;
     const volume::Resources& shared = volume.resources();
     if (space_ == nullptr) share(shared.overlay, shared.space, shared.leaf_cache);
     share_journal(shared.journal);

@@ -80,7 +80,7 @@ class Keeper final : public volume::Background {
     // Scrub makes this node's bad copies anew out of other nodes', also those of volumes that are
     // not open here. It outlives the keeper.
     void share_copies(replica::SegmentService& copies) { copies_ = &copies; }
-    // Ends within a step and a tick. Volumes still open are forgotten.
+    // Ends within a step and a tick. Volumes still open, and those opened later, are forgotten.
     runtime::Task<void> stop() override;
     bool is_stopped() const override { return stopping_; }
 

@@ -206,6 +206,25 @@ TEST_F(KeeperTest, WritersThatWaitForTheJournalAreRefusedWhenTheKeeperStops) {
     rig->expect_all();
 }
 
+// A node's stop waits only so long for an open that is under way, and stops its keeper twice.
+TEST_F(KeeperTest, AVolumeOpenedAfterTheStopIsNotTouched) {
+    make({});
+    rig->world.run(keeper->stop());
+    volume::VolumeParams params{.id = VolumeId(77),
+                                .lineage = LineageId(77),
+                                .size_bytes = 8 * kMiB,
+                                .sector_bytes = 4096,
+                                .epoch = Epoch(1),
+                                .token = OpenToken(77),
+                                .recorded = {}};
+    auto late = rig->world.run(volume::Volume::create(*rig->resources, params));
+    ASSERT_TRUE(late) << late.error().text();
+    keeper->opened(**late);
+    rig->world.run((*late)->stop());
+    late->reset();
+    rig->world.run(keeper->stop());
+}
+
 TEST_F(KeeperTest, AWriterHearsOfDrainsThatFailAndGoesOnLater) {
     for (uint64_t overlay_bytes : {2 * kMiB, 64 * kMiB}) {
         RigOptions options;
