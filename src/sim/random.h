@@ -31,6 +31,8 @@ class Random final : public runtime::Rng {
     uint64_t between(uint64_t low, uint64_t high) { return low + pick(high - low + 1); }
     // True in `permille` of 1,000 cases.
     bool chance(uint32_t permille) { return pick(1000) < permille; }
+    // 0 in half of the cases, so that runs differ in kind and not only in number; else up to max.
+    uint32_t maybe(uint32_t max) { return chance(500) ? 0 : static_cast<uint32_t>(1 + pick(max)); }
 
     void fill(MutableBytes out) override {
         while (!out.empty()) {

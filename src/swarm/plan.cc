@@ -11,11 +11,6 @@ namespace {
 constexpr uint64_t kPlanStream = 0x91a7;
 constexpr uint64_t kSecondStream = 0x91a8;
 
-// Zero in half of the cases, so that runs differ in kind and not only in number.
-uint32_t maybe(sim::Random& random, uint32_t max) {
-    return random.chance(500) ? 0 : static_cast<uint32_t>(1 + random.pick(max));
-}
-
 void draw_node(Plan& plan, sim::Random& random) {
     plan.order = random.chance(700) ? sim::Order::random : sim::Order::fifo;
     plan.device_count = random.chance(700) ? 1 : 2;
@@ -33,41 +28,36 @@ void draw_node(Plan& plan, sim::Random& random) {
     keeper.prezero_bytes = random.chance(500) ? 0 : 8 * kMiB;
 }
 
-void draw_work(Plan& plan, sim::Random& random) {
+void draw_users(Plan& plan, sim::Random& random) {
     plan.volume_count_max = static_cast<uint32_t>(random.between(1, 5));
     plan.volume_bytes_max = random.between(2, 48) * kMiB;
     plan.workers_per_volume = static_cast<uint32_t>(random.between(1, 8));
     plan.operations = random.between(2'000, 4'000);
     plan.life_events_max = random.chance(300) ? 500 : random.between(500, 8'000);
-    plan.write_weight = static_cast<uint32_t>(random.between(1, 10));
-    plan.small_write_weight = maybe(random, 5);
-    plan.large_write_weight = maybe(random, 3);
-    plan.zero_weight = maybe(random, 4);
-    plan.read_weight = static_cast<uint32_t>(random.between(1, 6));
-    plan.hot_permille = static_cast<uint32_t>(random.pick(1000));
-    plan.create_permille = maybe(random, 300);
-    plan.remove_permille = maybe(random, 100);
-    plan.grow_permille = maybe(random, 100);
-    plan.scrub_permille = maybe(random, 50);
+    plan.work = draw_work(random);
+    plan.create_permille = random.maybe(300);
+    plan.remove_permille = random.maybe(100);
+    plan.grow_permille = random.maybe(100);
+    plan.scrub_permille = random.maybe(50);
 }
 
 void draw_ends(Plan& plan, sim::Random& random) {
-    plan.stop_weight = maybe(random, 3);
-    plan.kill_weight = maybe(random, 5);
+    plan.stop_weight = random.maybe(3);
+    plan.kill_weight = random.maybe(5);
     plan.power_loss_weight = static_cast<uint32_t>(random.between(1, 8));
 }
 
 void draw_store(Plan& plan, sim::Random& random) {
-    plan.store_weather.unavailable_permille = maybe(random, 50);
-    plan.store_weather.unknown_permille = maybe(random, 50);
-    plan.store_weather.delay_max = std::chrono::milliseconds(maybe(random, 200));
+    plan.store_weather.unavailable_permille = random.maybe(50);
+    plan.store_weather.unknown_permille = random.maybe(50);
+    plan.store_weather.delay_max = std::chrono::milliseconds(random.maybe(200));
 }
 
 void draw_disk_faults(Plan& plan, sim::Random& random) {
-    plan.slow_permille = maybe(random, 100);
-    plan.read_error_permille = maybe(random, 100);
-    plan.write_error_permille = maybe(random, 60);
-    plan.garbled_read_permille = maybe(random, 100);
+    plan.slow_permille = random.maybe(100);
+    plan.read_error_permille = random.maybe(100);
+    plan.write_error_permille = random.maybe(60);
+    plan.garbled_read_permille = random.maybe(100);
 }
 
 // A device of its own kind: which of two operations ends first hangs on how long each takes.
@@ -91,17 +81,17 @@ void draw_second_edition(Plan& plan, sim::Random& random) {
     if (random.chance(300)) plan.keeper.replay_records_max = random.between(1, 8);
     if (random.chance(300)) plan.life_events_max = random.between(50, 1'000);
     if (random.chance(200)) plan.grow_permille = 500;
-    plan.site_permille = maybe(random, 20);
+    plan.site_permille = random.maybe(20);
 }
 
 void draw_second_faults(Plan& plan, sim::Random& random) {
     if (plan.has_disk_errors()) {
-        plan.sync_error_permille = maybe(random, 60);
-        plan.full_permille = maybe(random, 30);
+        plan.sync_error_permille = random.maybe(60);
+        plan.full_permille = random.maybe(30);
     }
-    plan.stall_permille = maybe(random, 40);
-    plan.pause_permille = maybe(random, 20);
-    plan.outage_permille = maybe(random, 20);
+    plan.stall_permille = random.maybe(40);
+    plan.pause_permille = random.maybe(20);
+    plan.outage_permille = random.maybe(20);
     plan.wrong_disk_permille = random.chance(400) ? 100 : 0;
     plan.rollback_permille = random.chance(300) ? 60 : 0;
 }
@@ -136,7 +126,7 @@ Plan draw_plan(std::string_view name, uint64_t seed, Edition edition) {
     sim::Random random(seed, kPlanStream);
     Plan plan;
     draw_node(plan, random);
-    draw_work(plan, random);
+    draw_users(plan, random);
     draw_ends(plan, random);
     if (name == "swarm") {
         draw_store(plan, random);
@@ -171,12 +161,12 @@ std::string describe(const Plan& plan) {
         "disk {}, damage {}: latent {} lost {} misplaced {} rot {}",
         plan.device_count, plan.device_bytes / kMiB, plan.overlay_bytes / kMiB,
         plan.leaf_cache_bytes / kKiB, plan.volume_count_max, plan.volume_bytes_max / kMiB,
-        plan.workers_per_volume, plan.write_weight, plan.small_write_weight,
-        plan.large_write_weight, plan.zero_weight, plan.read_weight, plan.hot_permille,
-        plan.stop_weight, plan.kill_weight, plan.power_loss_weight, plan.life_events_max,
-        plan.cut_start_permille, plan.read_error_permille, plan.write_error_permille,
-        plan.slow_permille, plan.garbled_read_permille, plan.sync_error_permille,
-        plan.full_permille, plan.stall_permille, plan.pause_permille,
+        plan.workers_per_volume, plan.work.write_weight, plan.work.small_write_weight,
+        plan.work.large_write_weight, plan.work.zero_weight, plan.work.read_weight,
+        plan.work.hot_permille, plan.stop_weight, plan.kill_weight, plan.power_loss_weight,
+        plan.life_events_max, plan.cut_start_permille, plan.read_error_permille,
+        plan.write_error_permille, plan.slow_permille, plan.garbled_read_permille,
+        plan.sync_error_permille, plan.full_permille, plan.stall_permille, plan.pause_permille,
         plan.store_weather.unavailable_permille, plan.store_weather.unknown_permille,
         plan.outage_permille, plan.rollback_permille, plan.wrong_disk_permille,
         plan.damage_count_max, plan.latent_weight, plan.lost_weight, plan.misplaced_weight,

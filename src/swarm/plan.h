@@ -7,6 +7,7 @@
 #include "control/memory_store.h"
 #include "keeper/keeper.h"
 #include "sim/world.h"
+#include "swarm/operations.h"
 
 // What one run of the simulator does: drawn from its seed (swarm testing: Groce et al., "Swarm
 // Testing", 2012). Each run leaves some operations and faults out, so that others get room.
@@ -35,14 +36,7 @@ struct Plan {
     uint64_t operations = 0;  // at least so many in all
     uint64_t faults = 0;      // and so many of these
     uint64_t life_events_max = 0;
-    // Weights of operations; 0: never.
-    uint32_t write_weight = 0;
-    uint32_t small_write_weight = 0;  // below 4 KiB
-    uint32_t large_write_weight = 0;  // 128 KiB and more
-    uint32_t zero_weight = 0;
-    uint32_t read_weight = 0;
-    // Of 1,000 operations so many go to a small hot range.
-    uint32_t hot_permille = 0;
+    Work work;
     // Of 1,000 steps of the user so many create, remove, grow.
     uint32_t create_permille = 0;
     uint32_t remove_permille = 0;

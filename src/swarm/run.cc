@@ -233,7 +233,8 @@ void Run::end_life(EndOfLife end) {
         disk->mounted = disk->mounted && end != EndOfLife::power_loss;
         // The kernel asks again for what was not answered, but for that it has to live.
         if (end == EndOfLife::power_loss) disk->pending.clear();
-        std::erase_if(disk->pending, [](const Operation& o) { return o.kind == Kind::read; });
+        std::erase_if(disk->pending,
+                      [](const Operation& o) { return o.kind == Operation::Kind::read; });
     }
     if (!problem_.empty()) throw Failed(problem_);
     settle_all();

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <list>
 #include <map>
 #include <memory>
 #include <string>
@@ -11,6 +10,7 @@
 #include "swarm/daemon.h"
 #include "swarm/history.h"
 #include "swarm/host.h"
+#include "swarm/operations.h"
 #include "swarm/plan.h"
 #include "swarm/trace.h"
 
@@ -58,13 +58,6 @@ class Run {
     RunReport execute();
 
   private:
-    enum class Kind : uint8_t { read, write, zero };
-    struct Operation {
-        Kind kind;
-        uint64_t offset;
-        uint64_t bytes;
-        uint32_t version;
-    };
     // A volume as its user knows it.
     struct Disk {
         std::string name;
@@ -75,9 +68,9 @@ class Run {
         bool mounted = false;
         bool leaving = false;  // being removed: no new operations
         bool removal_asked = false;
-        bool hurt = false;             // damage keeps it closed
-        uint32_t busy = 0;             // operations of workers under way
-        std::list<Operation> pending;  // writes and zeros that nobody has answered
+        bool hurt = false;   // damage keeps it closed
+        uint32_t busy = 0;   // operations of workers under way
+        Operations pending;  // writes and zeros that nobody has answered
     };
     class Failed;
 
@@ -110,18 +103,16 @@ class Run {
     Task<void> accept_loss(Disk& disk);
     Task<void> give_up(Disk& disk);
     Task<void> worker(Disk& disk);
-    Task<void> resend(Disk& disk, std::list<Operation>::iterator operation);
+    Task<void> resend(Disk& disk, Operations::iterator operation);
     Task<void> user();
     Task<void> injector();
     Task<bool> one_operation(Disk& disk);
     bool is_repeated_later(const Disk& disk, const Operation& drawn) const;
-    Task<bool> perform(Disk& disk, std::list<Operation>::iterator operation);
+    Task<bool> perform(Disk& disk, Operations::iterator operation);
     Task<void> read_some(Disk& disk, uint64_t offset, uint64_t bytes);
     Task<void> create_one();
     Task<void> remove_one(Disk& disk);
     Task<void> grow_one(Disk& disk);
-    Operation draw_operation(Disk& disk);
-    void draw_range(Disk& disk, Operation& operation, uint64_t unit, uint64_t count_max);
 
     // ---- what breaks (run_faults.cc)
     void inject();

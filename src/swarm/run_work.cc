@@ -8,7 +8,6 @@ namespace peplos::swarm {
 
 namespace {
 
-constexpr uint64_t kHotBytes = 256 * kKiB;
 constexpr int kTriesMax = 200;
 
 // The control store may answer otherwise at the next try.
@@ -150,7 +149,7 @@ Task<void> Run::counted(Task<void> task) {
 
 // ---- Reading and writing ----
 
-Task<void> Run::resend(Disk& disk, std::list<Operation>::iterator operation) {
+Task<void> Run::resend(Disk& disk, Operations::iterator operation) {
     co_await perform(disk, operation);
 }
 
@@ -165,13 +164,14 @@ Task<void> Run::worker(Disk& disk) {
 
 // False when nothing was asked.
 Task<bool> Run::one_operation(Disk& disk) {
-    Operation drawn = draw_operation(disk);
-    if (drawn.kind == Kind::read) {
+    Operation drawn = draw_operation(random_, plan_.work, disk.history->size_bytes());
+    if (drawn.kind == Operation::Kind::read) {
         co_await read_some(disk, drawn.offset, drawn.bytes);
         co_return true;
     }
     if (is_repeated_later(disk, drawn)) co_return false;
-    drawn.version = disk.history->begin_write(drawn.offset, drawn.bytes, drawn.kind == Kind::zero);
+    drawn.version =
+        disk.history->begin_write(drawn.offset, drawn.bytes, drawn.kind == Operation::Kind::zero);
     auto operation = disk.pending.insert(disk.pending.end(), drawn);
     bool answered = co_await perform(disk, operation);
     if (!answered) closing_ = true;
@@ -182,66 +182,17 @@ Task<bool> Run::one_operation(Disk& disk) {
 // come last then, again, which no kernel would let happen.
 bool Run::is_repeated_later(const Disk& disk, const Operation& drawn) const {
     if (plan_.kill_weight + plan_.stop_weight == 0) return false;
-    return std::ranges::any_of(disk.pending, [&](const Operation& o) {
-        return o.offset < drawn.offset + drawn.bytes && drawn.offset < o.offset + o.bytes;
-    });
-}
-
-void Run::draw_range(Disk& disk, Operation& operation, uint64_t unit, uint64_t count_max) {
-    uint64_t range = disk.history->size_bytes();
-    if (random_.chance(plan_.hot_permille)) range = std::min(range, kHotBytes);
-    count_max = std::min(count_max, range / unit);
-    operation.bytes = random_.between(1, count_max) * unit;
-    operation.offset = random_.pick((range - operation.bytes) / unit + 1) * unit;
-}
-
-Run::Operation Run::draw_operation(Disk& disk) {
-    uint64_t small_end = plan_.write_weight + plan_.small_write_weight;
-    uint64_t large_end = small_end + plan_.large_write_weight;
-    uint64_t zero_end = large_end + plan_.zero_weight;
-    uint64_t drawn = random_.pick(zero_end + plan_.read_weight);
-    Operation operation{Kind::write, 0, 0, 0};
-    if (drawn < plan_.write_weight) {
-        draw_range(disk, operation, kBlockBytes, 16);
-    } else if (drawn < small_end) {
-        draw_range(disk, operation, History::kSector, 20);
-    } else if (drawn < large_end) {
-        draw_range(disk, operation, kBlockBytes, limits::kIoBytesMax / kBlockBytes);
-        // Most large writes come in round pieces.
-        if (random_.chance(700) && disk.history->size_bytes() >= kMiB) {
-            operation.bytes = 128 * kKiB << random_.pick(4);
-            operation.offset =
-                random_.pick(disk.history->size_bytes() / operation.bytes) * operation.bytes;
-        }
-    } else if (drawn < zero_end) {
-        operation.kind = Kind::zero;
-        draw_range(disk, operation, random_.chance(500) ? kBlockBytes : History::kSector, 2048);
-    } else {
-        operation.kind = Kind::read;
-        draw_range(disk, operation, random_.chance(500) ? kBlockBytes : History::kSector, 64);
-    }
-    return operation;
+    return std::ranges::any_of(disk.pending, [&](const Operation& o) { return o.overlaps(drawn); });
 }
 
 // False when nobody answered: the operation stays pending, for the next daemon.
-Task<bool> Run::perform(Disk& disk, std::list<Operation>::iterator operation) {
+Task<bool> Run::perform(Disk& disk, Operations::iterator operation) {
     // The list changes while this waits, but not this element.
     Operation o = *operation;
     std::shared_ptr<volume::BlockDevice> device = host_.device(disk.id);
     if (device == nullptr) co_return false;
-    Result<void> outcome;
-    if (o.kind == Kind::zero) {
-        outcome = co_await device->zero(o.offset, o.bytes);
-    } else {
-        Buffer data = Buffer::allocate(o.bytes);
-        for (uint64_t i = 0; i < o.bytes; i += History::kSector) {
-            disk.history->fill(data.bytes().subspan(i, History::kSector), o.offset + i, o.version);
-        }
-        outcome = co_await device->write(o.offset, std::move(data));
-    }
-    std::string what =
-        fmt::format("{} {} [{}, +{}) version {}", o.kind == Kind::zero ? "zero" : "write",
-                    disk.name, o.offset, o.bytes, o.version);
+    Result<void> outcome = co_await carry_out(*device, *disk.history, o);
+    std::string what = describe(o, disk.name);
     if (!outcome && outcome.error().code() == Code::stopping) {
         note(what + ": unanswered");
         co_return false;
@@ -266,7 +217,7 @@ Task<void> Run::read_some(Disk& disk, uint64_t offset, uint64_t bytes) {
     Buffer into = Buffer::allocate(bytes);
     Moment began = disk.history->begin_read();
     Result<void> outcome = co_await device->read(offset, into);
-    std::string what = fmt::format("read {} [{}, +{})", disk.name, offset, bytes);
+    std::string what = describe({Operation::Kind::read, offset, bytes, 0}, disk.name);
     if (!outcome) {
         judge(outcome.error(), what);
         if (outcome.error().code() == Code::stopping) closing_ = true;
