@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/fault.h"
+#include "swarm/cluster_run.h"
 #include "swarm/exhaustive.h"
 #include "swarm/planted.h"
 #include "swarm/run.h"
@@ -76,17 +77,27 @@ std::shared_ptr<spdlog::sinks::ringbuffer_sink_mt> keep_log() {
     return log;
 }
 
+// Several nodes; the others are one.
+constexpr std::string_view kClusterConfig = "cluster";
+
 swarm::RunReport run_seed(const Wish& wish, uint64_t seed) {
     auto log = keep_log();
     prepare_last_words(fmt::format("seed {}", seed), replay_command(wish, seed));
     swarm::Trace trace(wish.trace_lines);
-    swarm::Plan plan = swarm::draw_plan(wish.config, seed);
-    plan.planted = wish.planted;
-    if (wish.verbose) fmt::print("seed {}: {}\n", seed, swarm::describe(plan));
-    swarm::RunReport report = swarm::Run(seed, plan, trace).execute();
+    std::string description;
+    auto run = [&]<typename RunOf>(auto plan, std::type_identity<RunOf>) {
+        plan.planted = wish.planted;
+        description = swarm::describe(plan);
+        if (wish.verbose) fmt::print("seed {}: {}\n", seed, description);
+        return RunOf(seed, std::move(plan), trace).execute();
+    };
+    swarm::RunReport report =
+        wish.config == kClusterConfig
+            ? run(swarm::draw_cluster_plan(seed), std::type_identity<swarm::ClusterRun>())
+            : run(swarm::draw_plan(wish.config, seed), std::type_identity<swarm::Run>());
     if (report.problem.empty()) return report;
     fmt::print("FAIL seed {} hash {:016x} after {} events: {}\n  plan: {}\n  replay: {}\n", seed,
-               report.event_hash, report.counts.events, report.problem, swarm::describe(plan),
+               report.event_hash, report.counts.events, report.problem, description,
                replay_command(wish, seed));
     for (const std::string& line : trace.lines())
         fmt::print("    {}\n", line);
@@ -216,7 +227,8 @@ int main_with(int argc, char** argv) {
     std::vector<std::string> names;
     for (std::string_view name : swarm::plan_names())
         names.emplace_back(name);
-    app.add_option("--config", wish.config, "what is drawn: swarm, crash, calm, disk or damage")
+    names.emplace_back(kClusterConfig);
+    app.add_option("--config", wish.config, "what is drawn")
         ->check(CLI::IsMember(names))
         ->capture_default_str();
     std::vector<std::string> mistakes;

@@ -407,8 +407,10 @@ volume::VolumeParams LocalNode::params_of(const Entry& entry) {
 
 // Damage has a way out; whoever is told of it is told of that, too.
 Error LocalNode::note_unopened(Entry& entry, Error why) const {
-    entry.is_unreadable = why.code() == Code::corrupt || why.code() == Code::unavailable ||
-                          why.code() == Code::io_error || why.code() == Code::not_found;
+    // Of several nodes one that is away comes back, and nothing is lost by it.
+    const bool is_away = why.code() == Code::unavailable && cluster_ == nullptr;
+    entry.is_unreadable = is_away || why.code() == Code::corrupt || why.code() == Code::io_error ||
+                          why.code() == Code::not_found;
     entry.problem = why.message();
     if (!entry.is_unreadable) return why;
     entry.problem +=

@@ -34,6 +34,12 @@ Health LocalNode::health_of(const Entry& entry) const {
             return {Light::red, fault->message(), "peplos doctor"};
         }
     }
+    if (entry.open != nullptr) {
+        const std::string waits_for = entry.open->stats().waits_for;
+        if (!waits_for.empty())
+            return {Light::yellow, fmt::format("its containers wait: {}", waits_for),
+                    "peplos node ls names nodes that are away"};
+    }
     if (entry.is_damaged) {
         return {Light::red, entry.problem, "repair the file system as told, then mount it again"};
     }

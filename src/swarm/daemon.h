@@ -12,9 +12,13 @@ namespace peplos::swarm {
 // which it is made. After kill() of its process it is destroyed without stop().
 struct SimDaemon {
     SimDaemon(const runtime::Env& env, control::Store& store, const Plan& plan, SimHost& host)
-        : node(env, store, options_of(plan)), keeper(env, plan.keeper) {
+        : SimDaemon(env, store, options_of(plan), plan.keeper, host) {}
+    SimDaemon(const runtime::Env& env, control::Store& store, fabric::LocalNodeOptions options,
+              keeper::KeeperOptions keeper_options, SimHost& host)
+        : node(env, store, std::move(options)), keeper(env, keeper_options) {
         fabric::DeviceSet& devices = node.devices();
         keeper.share(devices.overlay(), devices.space(), devices.leaf_cache());
+        if (node.cluster() != nullptr) keeper.share_copies(node.cluster()->service());
         keeper.start();
         node.set_background(&keeper);
         node.set_attachments(&host);

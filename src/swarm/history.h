@@ -42,6 +42,8 @@ class History {
     // The number of a write; its bytes come from fill().
     uint32_t begin_write(uint64_t offset, uint64_t bytes, bool zeros);
     void end_write(uint64_t offset, uint64_t bytes, uint32_t version);
+    // The number of a write that must not happen: a read of its bytes is an error.
+    uint32_t refuse_write() { return ++version_; }
     // What write `version` puts at `offset`. Shape: whole sectors.
     void fill(MutableBytes out, uint64_t offset, uint32_t version) const;
 

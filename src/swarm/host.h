@@ -20,6 +20,7 @@ class SimHost final : public fabric::Attachments {
         auto found = devices_.find(id);
         return found == devices_.end() ? nullptr : found->second;
     }
+    bool is_attached(VolumeId id) const { return attached_.contains(id); }
     // The daemon is gone; what it served stays attached.
     void lose_daemon() { devices_.clear(); }
     // The host itself went down.

@@ -189,6 +189,24 @@ struct VolumeCore {
     Result<void> check_access(uint64_t offset, uint64_t bytes) const;
     uint64_t size_bytes() const { return map->block_count() * kBlockBytes; }
     Pressure pressure() const;
+    // An operation that other nodes keep from ending is tried again until they answer: a container
+    // waits for them, and gets no error. Errors: those of `attempt` that will not pass; stopping.
+    template <typename Attempt>
+    Task<Result<void>> wait_for_nodes(Attempt attempt) {
+        Result<void> outcome = co_await attempt();
+        while (!outcome && may_pass(outcome.error())) {
+            CO_TRY(co_await wait_for_nodes_once(outcome.error()));
+            outcome = co_await attempt();
+        }
+        co_return outcome;
+    }
+    bool may_pass(const Error& error) const;
+    Task<Result<void>> wait_for_nodes_once(const Error& why);
+    void refuse_waiting(const Error& why);
+    std::string waits_for;  // what operations wait for now
+    uint32_t nodes_waiting = 0;
+    std::optional<Error> refusal;  // of the last refuse_waiting()
+    uint64_t refusals = 0;
     bool is_uncleanable(const SegmentId& id) const {
         auto at = uncleanable.find(id);
         return at != uncleanable.end() && at->second.loss_changes == map->loss_changes() &&
@@ -244,6 +262,8 @@ struct VolumeCore {
 
     // ---- writer.cc ----
     Task<Result<void>> write(uint64_t offset, Buffer from);
+    Task<Result<void>> write_once(uint64_t offset, Buffer from);
+    Task<Result<void>> zero_once(uint64_t offset, uint64_t bytes);
     Task<Result<void>> zero(uint64_t offset, uint64_t bytes);
     Task<Result<void>> grow(uint64_t size_bytes);
     Task<Result<void>> write_blocks(Lba lba, Buffer data);
@@ -299,6 +319,7 @@ struct VolumeCore {
 
     // ---- reader.cc ----
     Task<Result<void>> read(uint64_t offset, Buffer into);
+    Task<Result<void>> read_once(uint64_t offset, Buffer into);
     // Whole blocks; no accounting.
     Task<Result<void>> read_blocks(Lba first, Buffer into);
     Error corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba,
@@ -354,6 +375,8 @@ inline constexpr Duration kUnreadPatience = std::chrono::hours(1);
 constexpr bool is_final(Code code) {
     return code == Code::io_error || code == Code::fenced;
 }
+// Between two attempts of an operation that waits for other nodes.
+inline constexpr Duration kNodesPause = std::chrono::milliseconds(200);
 // How often what failed by another node's copy is tried with other nodes before it has failed.
 inline constexpr int kCopyAttempts = 3;
 // How long a large write may be acknowledged without a record that says so.

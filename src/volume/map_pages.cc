@@ -101,7 +101,7 @@ Task<Result<void>> MapPages::sync() {
 Result<SegmentHandle> MapPages::locate(SegmentId segment) const {
     SegmentHandle handle = set_.locate(segment);
     if (handle) return handle;
-    return fail(Code::not_found, "map segment {} is on none of this node's devices", segment);
+    return fail(set_.not_located(Code::not_found, fmt::format("map segment {}", segment)));
 }
 
 Error MapPages::corrupt_at(SegmentId segment, uint64_t offset, Error error) {

@@ -160,13 +160,28 @@ Task<Result<void>> VolumeCore::read_blocks(Lba first, Buffer into) {
         }
     }
     if (!found_all) {
-        co_return fail(Code::corrupt,
-                       "volume {}: the map names a segment that no device has, "
-                       "near block {}",
-                       params.id, first);
+        co_return fail(segments.not_located(
+            Code::corrupt, fmt::format("volume {}: a segment that the map names near block {}",
+                                       params.id, first)));
     }
     if (plan.runs.empty()) co_return Result<void>{};
     co_return co_await read_runs(*this, plan);
+}
+
+Task<Result<void>> VolumeCore::read_once(uint64_t offset, Buffer into) {
+    if (offset % kBlockBytes == 0 && into.size() % kBlockBytes == 0 &&
+        reinterpret_cast<uintptr_t>(into.data()) % kBlockBytes == 0) {
+        CO_TRY(co_await read_blocks(Lba(offset / kBlockBytes), into));
+    } else {
+        uint64_t first = round_down(offset, kBlockBytes);
+        Buffer whole = Buffer::allocate(round_up(offset + into.size(), kBlockBytes) - first);
+        CO_TRY(co_await read_blocks(Lba(first / kBlockBytes), whole));
+        std::memcpy(into.data(), whole.data() + (offset - first), into.size());
+    }
+    // Another node may own the volume by now, and have written it.
+    if (!log->may_read()) [[unlikely]]
+        co_return co_await log->renew_promises();
+    co_return Result<void>{};
 }
 
 Task<Result<void>> VolumeCore::read(uint64_t offset, Buffer into) {
@@ -179,19 +194,8 @@ Task<Result<void>> VolumeCore::read(uint64_t offset, Buffer into) {
         ++running;
     }
     Time start = resources.env.clock.now();
-    Result<void> outcome;
-    if (offset % kBlockBytes == 0 && into.size() % kBlockBytes == 0 &&
-        reinterpret_cast<uintptr_t>(into.data()) % kBlockBytes == 0) {
-        outcome = co_await read_blocks(Lba(offset / kBlockBytes), into);
-    } else {
-        uint64_t first = round_down(offset, kBlockBytes);
-        Buffer whole = Buffer::allocate(round_up(offset + into.size(), kBlockBytes) - first);
-        outcome = co_await read_blocks(Lba(first / kBlockBytes), whole);
-        if (outcome) std::memcpy(into.data(), whole.data() + (offset - first), into.size());
-    }
-    // Another node may own the volume by now, and have written it.
-    if (outcome && !log->may_read()) [[unlikely]]
-        outcome = co_await log->renew_promises();
+    Result<void> outcome =
+        co_await wait_for_nodes([this, offset, &into] { return read_once(offset, into); });
     ++counters.read.count;
     counters.read.bytes += into.size();
     counters.read.latency.add(resources.env.clock.now() - start);

@@ -196,11 +196,11 @@ Task<Result<bool>> VolumeCore::is_reference_whole(const Record& record) {
         co_return false;
     }
     if (!handle && segments.peers() != nullptr && !segments.peers()->unanswered().empty()) {
-        co_return fail(Code::unavailable,
-                       "volume {} LSN {}: segment {} with the data of a write that may have been "
-                       "acknowledged is on no node that answers, and node {} does not: bring it "
-                       "back",
-                       params.id, record.lsn, body.segment, segments.peers()->unanswered()[0]);
+        co_return fail(segments.not_located(
+            Code::unavailable,
+            fmt::format("volume {} LSN {}: segment {} with the data of a write that may have been "
+                        "acknowledged",
+                        params.id, record.lsn, body.segment)));
     }
     if (!handle || offset + bytes > handle.bytes()) co_return false;
     Buffer payload = Buffer::allocate(bytes);
@@ -252,10 +252,11 @@ Task<Result<void>> VolumeCore::replay_write_ref(Record record) {
         SegmentHandle handle = segments.locate(body->segment);
         uint64_t end = (uint64_t{body->block_offset} + record.block_count) * kBlockBytes;
         if (!handle || end > handle.bytes()) {
-            co_return fail(Code::corrupt,
-                           "volume {} LSN {}: segment {} that holds the data of an "
-                           "acknowledged write is on none of this node's devices",
-                           params.id, record.lsn, body->segment);
+            co_return fail(segments.not_located(
+                Code::corrupt,
+                fmt::format("volume {} LSN {}: segment {} that holds the data of an acknowledged "
+                            "write",
+                            params.id, record.lsn, body->segment)));
         }
         SegmentEntry entry;
         entry.id = body->segment;
@@ -282,10 +283,9 @@ Task<Result<std::vector<format::SegmentIndexEntry>>> VolumeCore::replay_segment(
     Lsn lsn, const format::SealedSegment& sealed) {
     SegmentHandle handle = segments.locate(sealed.id, sealed.group);
     if (!handle) {
-        co_return fail(Code::corrupt,
-                       "volume {} LSN {}: segment {} with acknowledged data is on "
-                       "none of this node's devices",
-                       params.id, lsn, sealed.id);
+        co_return fail(segments.not_located(
+            Code::corrupt, fmt::format("volume {} LSN {}: segment {} with acknowledged data",
+                                       params.id, lsn, sealed.id)));
     }
     auto index = co_await read_index(handle);
     if (!index) co_return fail(std::move(index).error());

@@ -81,6 +81,16 @@ SegmentHandle SegmentSet::locate(const SegmentId& id, GroupId group) const {
     return {std::move(here.pin), here.store, std::move(copies)};
 }
 
+Error SegmentSet::not_located(Code code, std::string what) const {
+    if (!peers_ || peers_->unanswered().empty())
+        return Error(code, what + " is on none of this node's devices");
+    std::string away;
+    for (NodeId node : peers_->unanswered())
+        away += fmt::format("{}{}", away.empty() ? "" : ", ", node);
+    return Error(Code::unavailable,
+                 fmt::format("{} is on no node that answers; away: {}", what, away));
+}
+
 void SegmentSet::put(uint32_t index, SegmentHandle handle) {
     if (index >= handles_.size()) handles_.resize(index + 1);
     handles_[index] = std::move(handle);

@@ -39,6 +39,9 @@ class SegmentSet {
     // Searches the devices, and what other nodes have; empty when none has it. `group`: where a
     // record says that it is; 0: it says nothing, or this node alone.
     SegmentHandle locate(const SegmentId& id, GroupId group = {}) const;
+    // Of one that was not located: `code`, or unavailable where a node that may have it does not
+    // answer (named). `what` begins the message.
+    Error not_located(Code code, std::string what) const;
     // nullptr: the index names no segment that could be found.
     const SegmentHandle* find(uint32_t index) const {
         return index < handles_.size() && handles_[index] ? &handles_[index] : nullptr;

@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <string>
 
 #include "base/units.h"
 
@@ -47,6 +48,7 @@ struct VolumeStats {
     uint64_t relocated_bytes = 0;  // written by the cleaner; amplification = this / drained
     uint64_t checkpoints = 0;
     uint64_t checkpoint_bytes = 0;
+    std::string waits_for;  // now: other nodes that operations wait for; empty: none does
 };
 
 }  // namespace peplos::volume

@@ -81,6 +81,31 @@ Result<void> VolumeCore::alive() const {
     return {};
 }
 
+bool VolumeCore::may_pass(const Error& error) const {
+    bool is_away = error.code() == Code::unavailable || error.code() == Code::outcome_unknown;
+    return is_away && resources.placement != nullptr && !fault.has_value();
+}
+
+Task<Result<void>> VolumeCore::wait_for_nodes_once(const Error& why) {
+    PROBE("volume.waits_for_nodes");
+    if (resources.background != nullptr && resources.background->is_stopped())
+        co_return fail(background_stopped());
+    CO_TRY(alive());
+    waits_for = why.message();
+    ++nodes_waiting;
+    const uint64_t seen = refusals;
+    co_await resources.env.clock.sleep_for(kNodesPause);
+    if (--nodes_waiting == 0) waits_for.clear();
+    if (refusals != seen) co_return fail(*refusal);
+    co_return alive();
+}
+
+void VolumeCore::refuse_waiting(const Error& why) {
+    refusal = why;
+    ++refusals;
+    if (log) log->refuse_waiting(why, replica::VolumeLog::Waiting::own);
+}
+
 Result<void> VolumeCore::check_access(uint64_t offset, uint64_t bytes) const {
     TRY(alive());
     uint64_t size = size_bytes();
@@ -166,10 +191,7 @@ Task<void> VolumeCore::stop(bool is_closing, Result<void>* outcome) {
     resources.overlay.wake();
     drained.wake_all();
     locks.wake();
-    if (log) {
-        Error why(Code::stopping, fmt::format("volume {} is stopping", params.id));
-        log->refuse_waiting(why, replica::VolumeLog::Waiting::own);
-    }
+    refuse_waiting(Error(Code::stopping, fmt::format("volume {} is stopping", params.id)));
     co_await gate.close();
     if (is_closing && !fault.has_value()) {
         *outcome = co_await drain();
@@ -247,6 +269,7 @@ VolumeStats VolumeCore::stats() const {
     out.stored_bytes = segments.stored_bytes();
     out.segment_count = map->segments().segment_count();
     out.map_bytes = map->memory_bytes();
+    out.waits_for = waits_for;
     return out;
 }
 
@@ -361,7 +384,7 @@ Task<Result<void>> Volume::destroy(Resources& resources, VolumeId volume, replic
 }
 
 void Volume::refuse_waiting(const Error& why) {
-    core_->log->refuse_waiting(why, replica::VolumeLog::Waiting::own);
+    core_->refuse_waiting(why);
 }
 
 Task<Result<void>> Volume::close() {

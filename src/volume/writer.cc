@@ -333,20 +333,22 @@ Task<Result<void>> VolumeCore::write(uint64_t offset, Buffer from) {
     }
     Time start = resources.env.clock.now();
     uint64_t bytes = from.size();
-    Result<void> outcome;
     if (reinterpret_cast<uintptr_t>(from.data()) % kBlockBytes != 0) {
         from = Buffer::copy_of(from.bytes());  // devices want aligned memory
     }
-    if (offset % kBlockBytes != 0 || bytes % kBlockBytes != 0) {
-        outcome = co_await write_partial(offset, std::move(from));
-    } else if (bytes >= limits::kLargeWriteBytes) {
-        outcome = co_await write_large(Lba(offset / kBlockBytes), std::move(from));
-    } else {
-        outcome = co_await write_blocks(Lba(offset / kBlockBytes), std::move(from));
-    }
+    Result<void> outcome =
+        co_await wait_for_nodes([this, offset, &from] { return write_once(offset, from); });
     account(counters.write, bytes, resources.env.clock.now() - start, outcome.has_value());
     leave_slot();
     co_return outcome;
+}
+
+Task<Result<void>> VolumeCore::write_once(uint64_t offset, Buffer from) {
+    if (offset % kBlockBytes != 0 || from.size() % kBlockBytes != 0)
+        return write_partial(offset, std::move(from));
+    Lba lba(offset / kBlockBytes);
+    if (from.size() >= limits::kLargeWriteBytes) return write_large(lba, std::move(from));
+    return write_blocks(lba, std::move(from));
 }
 
 // Returns what a writer took and did not put in flight.
@@ -706,6 +708,25 @@ Task<Result<void>> VolumeCore::zero_blocks(Lba lba, uint64_t block_count) {
     co_return co_await commit(std::move(record), std::move(admission), std::move(entry));
 }
 
+Task<Result<void>> VolumeCore::zero_once(uint64_t offset, uint64_t bytes) {
+    uint64_t first = round_up(offset, kBlockBytes);
+    uint64_t end = round_down(offset + bytes, kBlockBytes);
+    if (first >= end) {
+        Buffer zeros = Buffer::zeroed(bytes);
+        co_return co_await write_partial(offset, std::move(zeros));
+    }
+    if (first > offset) {
+        Buffer zeros = Buffer::zeroed(first - offset);
+        CO_TRY(co_await write_partial(offset, std::move(zeros)));
+    }
+    CO_TRY(co_await zero_blocks(Lba(first / kBlockBytes), (end - first) / kBlockBytes));
+    if (end < offset + bytes) {
+        Buffer zeros = Buffer::zeroed(offset + bytes - end);
+        CO_TRY(co_await write_partial(end, std::move(zeros)));
+    }
+    co_return Result<void>{};
+}
+
 Task<Result<void>> VolumeCore::zero(uint64_t offset, uint64_t bytes) {
     auto pass = gate.enter();
     if (!pass) co_return fail(std::move(pass).error());
@@ -713,25 +734,8 @@ Task<Result<void>> VolumeCore::zero(uint64_t offset, uint64_t bytes) {
     CO_TRY(check_access(offset, bytes));
     co_await enter_slot();
     Time start = resources.env.clock.now();
-    uint64_t first = round_up(offset, kBlockBytes);
-    uint64_t end = round_down(offset + bytes, kBlockBytes);
-    Result<void> outcome;
-    if (first >= end) {
-        Buffer zeros = Buffer::zeroed(bytes);
-        outcome = co_await write_partial(offset, std::move(zeros));
-    } else {
-        if (first > offset) {
-            Buffer zeros = Buffer::zeroed(first - offset);
-            outcome = co_await write_partial(offset, std::move(zeros));
-        }
-        if (outcome) {
-            outcome = co_await zero_blocks(Lba(first / kBlockBytes), (end - first) / kBlockBytes);
-        }
-        if (outcome && end < offset + bytes) {
-            Buffer zeros = Buffer::zeroed(offset + bytes - end);
-            outcome = co_await write_partial(end, std::move(zeros));
-        }
-    }
+    Result<void> outcome =
+        co_await wait_for_nodes([this, offset, bytes] { return zero_once(offset, bytes); });
     account(counters.zero, bytes, resources.env.clock.now() - start, outcome.has_value());
     leave_slot();
     co_return outcome;
