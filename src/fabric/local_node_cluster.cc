@@ -33,6 +33,13 @@ bool LocalNode::is_elsewhere(const Entry& entry) const {
     return cluster_ != nullptr && owner && owner != node_.id;
 }
 
+bool LocalNode::is_overtaken(const Entry& entry) const {
+    if (cluster_ == nullptr) return false;
+    if (entry.is_surviving && is_elsewhere(entry)) return true;
+    const bool is_ours = entry.record().owner == node_.id;
+    return entry.open != nullptr && (!is_ours || entry.record().epoch != entry.open->epoch());
+}
+
 // A volume that was just created by another node may not have been heard of yet.
 Task<Result<LocalNode::EntryPtr>> LocalNode::look_up(std::string name) {
     Result<EntryPtr> known = find(name);
@@ -234,9 +241,7 @@ Task<Result<void>> LocalNode::refresh_once(Entry& entry) {
     // Also an older one: a store that was put back counts as it is.
     entry.stored = std::move(*now);
     const bool is_ours = entry.record().owner == node_.id;
-    const bool is_open = entry.open != nullptr;
-    const bool is_current = is_open && is_ours && entry.record().epoch == entry.open->epoch();
-    if ((!is_open || is_current) && !is_overtaken(entry)) co_return Result<void>();
+    if (!is_overtaken(entry)) co_return Result<void>();
     co_await give_up(entry,
                      fmt::format("{} took it over", is_ours || cluster_ == nullptr
                                                         ? "another daemon of this node"

@@ -130,6 +130,10 @@ Task<Result<void>> LocalNode::store_mounts(Entry& entry) {
     constexpr int kAttempts = 5;
     std::string key = control::mount_key(node_.id, entry.record().id);
     for (int attempt = 1;; ++attempt) {
+        if (!entry.mounts.holders.empty() && is_overtaken(entry)) {
+            co_return fail(Code::unavailable, "volume {:?} was claimed by {} meanwhile; repeat",
+                           entry.record().name, cluster_->name_of(entry.record().owner));
+        }
         control::Transaction change;
         const bool is_kept =
             cluster_ != nullptr && (entry.is_attached() || entry.is_surviving || is_on_host(entry));

@@ -166,7 +166,7 @@ Task<void> ClusterRun::add_device(Node& node, SimDaemon& daemon) {
 
 Task<void> ClusterRun::stop_node(Node& node, SimDaemon& daemon) {
     node.state = Node::State::stopping;
-    node.boot_at = world_.now() + kStopMax;
+    node.stops_by = world_.now() + kStopMax;
     co_await daemon.stop();
     co_await node.host.pause_all();
     node.state = Node::State::stopped;
@@ -211,7 +211,7 @@ void ClusterRun::tend(Node& node) {
         case Node::State::up:
             break;
         case Node::State::stopping:
-            if (world_.now() > std::max(node.boot_at, node.paused_until + kStopMax))
+            if (world_.now() > std::max(node.stops_by, node.paused_until + kStopMax))
                 throw Failed(node.name + " does not stop");
             break;
         case Node::State::stopped:

@@ -60,6 +60,7 @@ class ClusterRun {
         std::unique_ptr<SimDaemon> daemon;  // null: none lives
         State state = State::down;
         Time boot_at{};
+        Time stops_by{};
         // Nothing has happened to it since.
         Time calm_since{};
         Time paused_until{};

@@ -354,9 +354,13 @@ void ClusterRun::note_error(Mounting& mounting, const Error& error, const std::s
     mounting.failed = true;
     if (mounting.left_behind || volume.latest != mounting.node) return;
     auto is_rival = [&](const AttemptPtr& attempt) { return attempt->node != mounting.node; };
-    if (!is_calm(*mounting.node) && std::ranges::any_of(volume.attempts, is_rival)) return;
-    fail_with(
-        fmt::format("{} failed although nobody took the volume away: {}", what, error.text()));
+    bool is_contested =
+        &mounting != volume.current.get() || std::ranges::any_of(volume.attempts, is_rival);
+    if (is_contested && !is_calm(*mounting.node)) return;
+    fail_with(fmt::format("{} failed although nobody took {} away, which has it since {:.3f}: {}",
+                          what, mounting.holder,
+                          std::chrono::duration<double>(mounting.began - began_).count(),
+                          error.text()));
 }
 
 // ---- the end ----
