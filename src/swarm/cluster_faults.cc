@@ -49,6 +49,8 @@ void ClusterRun::inject() {
             if (node.state != Node::State::up) return;
             ++report_.counts.stops;
             disturb(node);
+            node.state = Node::State::stopping;
+            node.stops_by = Time::max();  // once it begins
             note(fmt::format("{} is stopped", node.name));
             runtime::spawn(node.process->executor(), stop_node(node, *node.daemon));
             break;

@@ -11,7 +11,7 @@ constexpr uint64_t kClusterStream = 0x91b7;
 void draw_nodes(ClusterPlan& plan, sim::Random& random) {
     plan.order = random.chance(700) ? sim::Order::random : sim::Order::fifo;
     plan.node_count = random.chance(700) ? 3 : static_cast<uint32_t>(random.between(4, 7));
-    plan.device_bytes = random.between(160, 400) * kMiB;
+    plan.device_bytes = random.between(640, 1024) * kMiB;
     plan.overlay_bytes = random.between(4, 24) * kMiB;
     plan.leaf_cache_bytes = random.between(256, 4096) * kKiB;
     keeper::KeeperOptions& keeper = plan.keeper;

@@ -255,10 +255,58 @@ void ClusterRun::live() {
 void ClusterRun::wait_until(std::string_view what, const std::function<bool()>& done) {
     const Time end = world_.now() + kClusterPatience;
     while (!done()) {
-        if (world_.now() > end)
-            throw Failed(fmt::format("{} does not come although nothing is broken", what));
+        if (world_.now() > end) {
+            for (const auto& volume : volumes_) {
+                for (const AttemptPtr& attempt : volume->attempts)
+                    world_.run(*attempt->process, say_why(*volume, *attempt->node));
+            }
+            throw Failed(
+                fmt::format("{} does not come although nothing is broken; {}", what, state()));
+        }
         step(std::chrono::milliseconds(10), std::chrono::milliseconds(300));
     }
+}
+
+// What the node says of a volume that it does not come to serve.
+Task<void> ClusterRun::say_why(const Volume& volume, Node& node) {
+    auto info = co_await node.daemon->node.volume(volume.name);
+    note(fmt::format("{} on {}: {}", volume.name, node.name,
+                     info ? info->health.reason : info.error().text()));
+}
+
+// Who has what, for a failure's report.
+std::string ClusterRun::state() const {
+    std::string out;
+    for (const auto& node : nodes_) {
+        if (node->state != Node::State::up)
+            out += fmt::format("{} is not up ({}); ", node->name, static_cast<int>(node->state));
+    }
+    for (const auto& volume : volumes_) {
+        auto add = [&](std::string_view what, const Mounting& mounting) {
+            out += fmt::format("{} {} {} on {}: {} busy, {} pending{}{}{}; ", volume->name, what,
+                               mounting.holder, mounting.node->name, mounting.busy,
+                               mounting.pending.size(),
+                               mounting.node->host.is_attached(volume->id) ? ", attached" : "",
+                               mounting.node->host.device(volume->id) ? ", served" : "",
+                               mounting.unmounting ? ", unmounting" : "");
+        };
+        if (volume->current) add("used by", *volume->current);
+        for (const MountingPtr& mounting : volume->left)
+            add("left by", *mounting);
+        for (const AttemptPtr& attempt : volume->attempts)
+            out += fmt::format("{} wanted by {} on {}; ", volume->name, attempt->holder,
+                               attempt->node->name);
+    }
+    for (const auto& node : nodes_) {
+        if (node->state != Node::State::up) continue;
+        for (const auto& member : node->daemon->node.devices().members()) {
+            if (!member->is_usable()) continue;
+            for (const replica::RetainedVolume& log : member->journal->volumes())
+                out += fmt::format("{} keeps {} bytes of {}; ", node->name, log.retained_bytes,
+                                   log.volume);
+        }
+    }
+    return out;
 }
 
 // The faults are over: what is pending ends, every byte is right wherever it is read, and all space

@@ -129,6 +129,8 @@ class ClusterRun {
     void step(Duration least, Duration most);
     void finish();
     bool are_all_up() const;
+    std::string state() const;
+    Task<void> say_why(const Volume& volume, Node& node);
     void wait_until(std::string_view what, const std::function<bool()>& done);
     fabric::LocalNodeOptions options_of(const Node& node, sim::Process& process) const;
     Task<void> add_device(Node& node, SimDaemon& daemon);

@@ -353,6 +353,8 @@ void ClusterRun::note_error(Mounting& mounting, const Error& error, const std::s
     const Volume& volume = *mounting.volume;
     mounting.failed = true;
     if (mounting.left_behind || volume.latest != mounting.node) return;
+    // A FAULT says so.
+    if (error.code() == Code::no_space && plan_.site_permille != 0) return;
     auto is_rival = [&](const AttemptPtr& attempt) { return attempt->node != mounting.node; };
     bool is_contested =
         &mounting != volume.current.get() || std::ranges::any_of(volume.attempts, is_rival);
