@@ -89,6 +89,7 @@ class Claimer::Attempt final : public std::enable_shared_from_this<Attempt> {
     std::vector<NodeId> avoided_;
     Time adopt_due_{};  // not before
     std::string why_not_chosen_;
+    std::optional<Error> fenced_;  // by a newer claim, which the record names
     bool is_over_ = false;
     runtime::Alarm news_;
 };
@@ -120,6 +121,7 @@ Task<Result<std::unique_ptr<ReplicatedLog>>> Claimer::Attempt::run(Ownership rec
                 co_return fail(Code::conflict, "somebody else's claim on volume {} is recorded",
                                request_.volume);
         }
+        if (fenced_) co_return fail(*fenced_);
         if (is_hopeless()) co_return fail(Code::unavailable, "{}", takeover_.why_waiting());
         co_await news_.wait(context_.env.clock, kCandidatePause);
     }
@@ -323,7 +325,14 @@ Task<Result<LogRecords>> Claimer::Attempt::load_tail(const OpenMessage& message,
     if (!read && source.node != context_.self && !is_over_) {
         LOG_INFO("the journal cannot be read from there now volume={} node={} why={}",
                  request_.volume, source.node, read.error().text());
-        lose_source(source.node);
+        // It answered this claim before: a newer one has come since, and may be given up by now.
+        if (read.error().code() == Code::fenced) {
+            PROBE("replica.claimer.fenced_at_source");
+            fenced_ = read.error();
+            news_.ring();
+        } else {
+            lose_source(source.node);
+        }
     }
     co_return read;
 }
