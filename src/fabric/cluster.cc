@@ -137,6 +137,8 @@ Task<void> Cluster::stop() {
     co_await maintainer_.stop();
     co_await membership_.stop();
     co_await gate_.close();
+    // The server waits for calls of others, and these may wait for room in a journal.
+    members_.begin_stop();
     co_await channels_.stop();
     co_await server_.stop();
     co_await segments_.stop();

@@ -515,6 +515,17 @@ Task<void> LocalNode::stop_background(runtime::Alarm* is_quiet) {
     co_await background_->stop();
 }
 
+// What waits for the journals of nodes that are away would wait for as long as they are. What it
+// wrote and was not answered is asked again of the next daemon.
+Task<void> LocalNode::give_up_logs(runtime::Alarm* is_stopped, const bool* has_stopped) {
+    co_await is_stopped->wait(env_.clock, 2 * kStopPatience);
+    if (*has_stopped) co_return;
+    for (const auto& [id, entry] : entries_) {
+        if (entry->open != nullptr) entry->open->refuse_waiting(volume::background_stopped());
+    }
+    cluster_->owners().begin_stop();
+}
+
 Task<void> LocalNode::stop() {
     stopping_.set();
     release_alarm_.ring();
@@ -528,6 +539,11 @@ Task<void> LocalNode::stop() {
         if (entry->claimer != nullptr) entry->claimer->cancel();
         entry->resume_delay.ring();
     }
+    runtime::Alarm is_stopped;
+    bool has_stopped = false;
+    runtime::Gate patience_end;
+    if (cluster_ != nullptr)
+        patience_end.spawn(env_.executor, give_up_logs(&is_stopped, &has_stopped));
     runtime::Alarm is_quiet;
     runtime::Gate background_end;
     if (background_ != nullptr) background_end.spawn(env_.executor, stop_background(&is_quiet));
@@ -543,6 +559,9 @@ Task<void> LocalNode::stop() {
         entry->log = nullptr;
         entry->open.reset();
     }
+    has_stopped = true;
+    is_stopped.ring();
+    co_await patience_end.close();
     entries_.clear();
     names_.clear();
     if (cluster_ != nullptr) co_await cluster_->stop();

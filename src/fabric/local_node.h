@@ -164,6 +164,7 @@ class LocalNode final : public Node {
     Task<Result<void>> close_volume(Entry& entry);
     Task<void> drop_faulted(Entry& entry);
     Task<void> stop_background(runtime::Alarm* is_quiet);
+    Task<void> give_up_logs(runtime::Alarm* is_stopped, const bool* has_stopped);
     bool is_on_host(const Entry& entry) const;
 
     // local_node_cluster.cc

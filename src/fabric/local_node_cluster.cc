@@ -1,5 +1,6 @@
 #include <fmt/chrono.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 #include "fabric/local_node.h"
 
@@ -34,7 +35,7 @@ bool LocalNode::is_elsewhere(const Entry& entry) const {
 }
 
 bool LocalNode::is_overtaken(const Entry& entry) const {
-    if (cluster_ == nullptr) return false;
+    if (cluster_ == nullptr || PLANTED("attach.is_never_overtaken")) return false;
     if (entry.is_surviving && is_elsewhere(entry)) return true;
     const bool is_ours = entry.record().owner == node_.id;
     return entry.open != nullptr && (!is_ours || entry.record().epoch != entry.open->epoch());
@@ -90,7 +91,7 @@ Task<Result<LocalNode::Elsewhere>> LocalNode::mounts_elsewhere(
     if (stored) {
         seen = stored->mod_revision;
         CO_TRY_ASSIGN(control::MountRecord mounts, control::decode_mount(stored->value));
-        if (!cluster_->is_dead(owner)) {
+        if (!cluster_->is_dead(owner) && !PLANTED("claim.robs_the_living")) {
             out.is_leaving = mounts.holders.empty();
             out.where = fmt::format("{}{}{}", cluster_->name_of(owner), since(mounts),
                                     out.is_leaving ? std::string(", which lets go of it")

@@ -342,12 +342,16 @@ Task<Result<void>> MemberHost::drop(VolumeId volume) {
     co_return Result<void>{};
 }
 
-Task<void> MemberHost::stop() {
+void MemberHost::begin_stop() {
     stopping_ = true;
     for (const auto& [volume, members] : members_) {
         for (const auto& member : members)
             member->stop();
     }
+}
+
+Task<void> MemberHost::stop() {
+    begin_stop();
     for (const auto& [volume, members] : members_) {
         for (const auto& member : members)
             co_await member->close();

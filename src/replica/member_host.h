@@ -75,7 +75,9 @@ class MemberHost final : public LocalMember {
 
     // The volume is deleted: nothing of it is kept, durably. Calls for it get `fenced`.
     Task<Result<void>> drop(VolumeId volume);
-    // Whoever waits gets `stopping`. No owner's log may live any more.
+    // Calls that wait, for room or for a promise to end, end with `stopping`, as do new ones.
+    void begin_stop();
+    // The same, and waits for their end. No owner's log may live any more.
     Task<void> stop();
 
   private:

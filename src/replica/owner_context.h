@@ -37,9 +37,11 @@ class OwnerContext {
         : env(env), self(self), store(store), chooser(chooser), ports(ports), timing(timing) {}
     OwnerContext(const OwnerContext&) = delete;
 
-    // Waits for what runs behind logs and claims; claims end with `stopping`, as do writes.
+    // Claims end with `stopping`, as do writes: soon.
+    void begin_stop() { is_stopping = true; }
+    // The same, and waits for what runs behind logs and claims.
     Task<void> stop() {
-        is_stopping = true;
+        begin_stop();
         co_await gate.close();
     }
 

@@ -38,6 +38,10 @@ inline constexpr std::array kMistakes = {
             "damage"},
     Mistake{"attach.forgets_survivors", "what the host kept attached is not served again"},
     Mistake{"grow.is_not_journaled", "a volume's new size is forgotten by a crash"},
+    Mistake{"attach.is_never_overtaken", "a host serves what another one has taken over",
+            "cluster"},
+    Mistake{"claim.robs_the_living", "a volume is taken from a host that has it mounted",
+            "cluster"},
 };
 
 }  // namespace peplos::swarm

@@ -2,6 +2,7 @@
 #include <set>
 
 #include "base/fault.h"
+#include "swarm/cluster_run.h"
 #include "swarm/planted.h"
 #include "swarm/run.h"
 
@@ -35,6 +36,26 @@ TEST(Swarm, SomeSeedsOfEachPlan) {
         for (uint64_t seed = 1; seed <= 3; ++seed)
             EXPECT_EQ(run(plan, seed, 500).problem, "") << plan << " seed " << seed;
     }
+}
+
+RunReport run_cluster(uint64_t seed) {
+    Trace trace(30);
+    ClusterPlan plan = draw_cluster_plan(seed);
+    plan.operations = 300;
+    plan.faults = 8;
+    RunReport report = ClusterRun(seed, plan, trace).execute();
+    if (!report.problem.empty()) {
+        for (const std::string& line : trace.lines())
+            std::printf("    %s\n", line.c_str());
+    }
+    return report;
+}
+
+TEST(ClusterSwarm, TheSameSeedIsTheSameRun) {
+    RunReport first = run_cluster(1);
+    EXPECT_EQ(first.problem, "");
+    EXPECT_EQ(first.event_hash, run_cluster(1).event_hash);
+    EXPECT_NE(first.event_hash, run_cluster(2).event_hash);
 }
 
 // A mistake that is listed has its place in the code, and the other way round.

@@ -198,6 +198,9 @@ struct VolumeCore {
             CO_TRY(co_await wait_for_nodes_once(outcome.error()));
             outcome = co_await attempt();
         }
+        // Its log was ended under it: who asked is left without an answer.
+        if (!outcome && outcome.error().code() == Code::outcome_unknown && refusal)
+            co_return fail(*refusal);
         co_return outcome;
     }
     bool may_pass(const Error& error) const;
