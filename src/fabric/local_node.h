@@ -149,7 +149,8 @@ class LocalNode final : public Node {
     Task<Result<void>> resume_attached();
     Task<void> resume_later(EntryPtr entry, Duration first);
     Task<bool> try_to_resume(Entry& entry);
-    // What this node serves, or the host still has of it, is older than what another node made of it.
+    // What this node serves, or the host still has of it, is older than what another node made of
+    // it.
     bool is_overtaken(const Entry& entry) const;
     Task<void> forget_mounts(Entry& entry);
     Task<bool> survives(const Entry& entry);
