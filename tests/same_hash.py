@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 
-CONFIGS = ("swarm", "crash", "disk", "sync", "damage")
+CONFIGS = ("swarm", "crash", "disk", "sync", "damage", "cluster")
 
 
 def hashes(build, config, seeds):
