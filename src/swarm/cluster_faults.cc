@@ -5,6 +5,13 @@
 // What breaks under a cluster.
 namespace peplos::swarm {
 
+namespace {
+
+// Of a connection that is cut nobody knows when it will be well again.
+constexpr Time kUntilHealed = Time::max();
+
+}  // namespace
+
 void ClusterRun::note(std::string line) {
     trace_.add(fmt::format("{:.6f} {}",
                            std::chrono::duration<double>(world_.now() - began_).count(), line));
@@ -12,7 +19,7 @@ void ClusterRun::note(std::string line) {
 
 // Something happened to the node just now.
 void ClusterRun::disturb(Node& node) {
-    if (node.calm_since != Time::max()) node.calm_since = world_.now();
+    if (node.calm_since != kUntilHealed) node.calm_since = world_.now();
 }
 
 void ClusterRun::heal() {
@@ -21,8 +28,17 @@ void ClusterRun::heal() {
     store_.set_available(true);
     for (const auto& node : nodes_) {
         node->way.is_open = true;
-        if (node->calm_since == Time::max()) node->calm_since = world_.now();
+        if (node->calm_since == kUntilHealed) node->calm_since = world_.now();
     }
+}
+
+void ClusterRun::cut_off(Node& node) {
+    node.calm_since = kUntilHealed;
+}
+
+void ClusterRun::count(ClusterFault fault, const Node& node, std::string_view more) {
+    ++report_.counts.faults[std::string(name_of(fault))];
+    note(fmt::format("fault: {}: {}{}", name_of(fault), node.name, more));
 }
 
 void ClusterRun::inject() {
@@ -38,12 +54,11 @@ void ClusterRun::inject() {
     Node* other = &a_node();
     while (other == &node)
         other = &a_node();
-    // Of a connection that is cut nobody knows when it will be well again.
-    auto cut_off = [](Node& one) { one.calm_since = Time::max(); };
-    auto count = [&] {
-        ++report_.counts.faults[std::string(name_of(fault))];
-        note(fmt::format("fault: {}: {}, {}", name_of(fault), node.name, other->name));
-    };
+    break_node(fault, node);
+    break_way(fault, node, *other);
+}
+
+void ClusterRun::break_node(ClusterFault fault, Node& node) {
     switch (fault) {
         case ClusterFault::stop:
             if (node.state != Node::State::up) return;
@@ -72,26 +87,44 @@ void ClusterRun::inject() {
         case ClusterFault::pause: {
             if (node.daemon == nullptr) return;
             Duration length = std::chrono::milliseconds(random_.between(1'000, 120'000));
-            count();
+            count(fault, node);
             world_.pause(*node.process, length);
             node.paused_until = std::max(node.paused_until, world_.now() + length);
             disturb(node);
             break;
         }
-        case ClusterFault::partition:
-            count();
-            world_.net().partition(*node.process, *other->process);
+        case ClusterFault::store_away:
+            count(fault, node);
+            node.way.is_open = false;
             cut_off(node);
-            cut_off(*other);
+            break;
+        case ClusterFault::store_outage:
+            count(fault, node);
+            store_.set_available(false);
+            for (const auto& one : nodes_)
+                cut_off(*one);
+            break;
+        default:
+            break;
+    }
+}
+
+void ClusterRun::break_way(ClusterFault fault, Node& node, Node& other) {
+    switch (fault) {
+        case ClusterFault::partition:
+            count(fault, node, ", " + other.name);
+            world_.net().partition(*node.process, *other.process);
+            cut_off(node);
+            cut_off(other);
             break;
         case ClusterFault::one_way:
-            count();
-            world_.net().partition_one_way(*node.process, *other->process);
+            count(fault, node, ", " + other.name);
+            world_.net().partition_one_way(*node.process, *other.process);
             cut_off(node);
-            cut_off(*other);
+            cut_off(other);
             break;
         case ClusterFault::isolation:
-            count();
+            count(fault, node, ", " + other.name);
             for (const auto& one : nodes_) {
                 if (one.get() == &node) continue;
                 world_.net().partition(*node.process, *one->process);
@@ -100,23 +133,14 @@ void ClusterRun::inject() {
             cut_off(node);
             break;
         case ClusterFault::reset:
-            count();
-            world_.net().reset(*node.process, *other->process);
+            count(fault, node, ", " + other.name);
+            world_.net().reset(*node.process, *other.process);
             break;
         case ClusterFault::half_open:
-            count();
-            world_.net().half_open(*node.process, *other->process);
+            count(fault, node, ", " + other.name);
+            world_.net().half_open(*node.process, *other.process);
             break;
-        case ClusterFault::store_away:
-            count();
-            node.way.is_open = false;
-            cut_off(node);
-            break;
-        case ClusterFault::store_outage:
-            count();
-            store_.set_available(false);
-            for (const auto& one : nodes_)
-                cut_off(*one);
+        default:
             break;
     }
 }

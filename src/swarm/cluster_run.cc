@@ -66,6 +66,7 @@ RunReport ClusterRun::execute() {
         finish();
     } catch (const std::exception& error) {
         report_.problem = error.what();
+        note(state());
     }
     report_.event_hash = world_.event_hash();
     report_.counts.events = world_.event_count();

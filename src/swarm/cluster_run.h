@@ -163,6 +163,10 @@ class ClusterRun {
 
     // ---- what breaks (cluster_faults.cc)
     void inject();
+    void break_node(ClusterFault fault, Node& node);
+    void break_way(ClusterFault fault, Node& node, Node& other);
+    void count(ClusterFault fault, const Node& node, std::string_view more = {});
+    void cut_off(Node& node);
     void disturb(Node& node);
     void heal();
     void note(std::string line);
