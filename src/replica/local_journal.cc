@@ -75,8 +75,11 @@ Task<Result<void>> LocalJournal::adopt(media::RingRecovery recovery) {
         state.older_roots.assign(found.older_roots.begin(), found.older_roots.end());
         state.settled_lsn = found.settled_lsn;
         state.voided = found.voided;
-        state.last_data_lsn = found.data.empty() ? found.drained_lsn : found.data.back().lsn;
-        state.last_meta_lsn = found.meta.empty() ? found.meta_lsn : found.meta.back().lsn;
+        const Lsn newest_data = found.newest_data_lsn ? found.newest_data_lsn : found.drained_lsn;
+        const Lsn newest_meta = found.newest_meta_lsn ? found.newest_meta_lsn : found.meta_lsn;
+        // Not drained_lsn: that may be the LSN of any record, and other copies know the newest one.
+        state.last_data_lsn = found.data.empty() ? newest_data : found.data.back().lsn;
+        state.last_meta_lsn = found.meta.empty() ? newest_meta : found.meta.back().lsn;
         if (found.root) state.last_root_lsn = found.root->lsn;
         state.root_body = std::move(found.root_body);
         state.damage = found.damage;

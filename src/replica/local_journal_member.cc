@@ -187,6 +187,9 @@ LocalJournal::Ends LocalJournal::ends_up_to(const VolumeState& state, Lsn lsn) {
     };
     Ends out{last(state.data, state.trimmed_drained_lsn), last(state.meta, state.trimmed_meta_lsn),
              Lsn(0)};
+    // Exactly, where nothing of it is cut off: of what is trimmed only a bound is known.
+    if (state.last_data_lsn <= lsn) out.data = state.last_data_lsn;
+    if (state.last_meta_lsn <= lsn) out.meta = state.last_meta_lsn;
     for (const KeptRoot& older : state.older_roots) {
         if (older.entry.lsn <= lsn) out.root = older.entry.lsn;
     }
@@ -363,6 +366,9 @@ void LocalJournal::submit_open(OpenCall call, const MemberLog::Stored& planned,
     Ends ends = keep ? ends_up_to(state, keep) : Ends{};
     for (Record& record : call.records) {
         record.open_number = number;
+        // What it names may be trimmed everywhere, and did not come along.
+        ends.data = std::max(ends.data, record.prev_data_lsn);
+        ends.meta = std::max(ends.meta, record.prev_meta_lsn);
         if (format::is_data(record.type)) ends.data = record.lsn;
         if (format::is_meta(record.type)) ends.meta = record.lsn;
         if (record.type == RecordType::root) ends.root = record.lsn;

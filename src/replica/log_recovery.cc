@@ -104,6 +104,15 @@ LogRecovery::Indices LogRecovery::keep_counting(const Indices& indices, Volume& 
     return out_indices;
 }
 
+// State of this one log is no part of the chains.
+void LogRecovery::take_named(const Record& record, Volume& out) {
+    if (record.type == RecordType::fence || record.type == RecordType::damage) return;
+    Lsn data = format::is_data(record.type) ? record.lsn : record.prev_data_lsn;
+    Lsn meta = format::is_meta(record.type) ? record.lsn : record.prev_meta_lsn;
+    out.newest_data_lsn = std::max(out.newest_data_lsn, data);
+    out.newest_meta_lsn = std::max(out.newest_meta_lsn, meta);
+}
+
 // The states that the newest record of a kind decides: root, what is drained.
 void LogRecovery::take_newest(const Indices& indices, Volume& out) {
     const Record* root = nullptr;
@@ -114,6 +123,7 @@ void LogRecovery::take_newest(const Indices& indices, Volume& out) {
         out.last_lsn = std::max(out.last_lsn, record.lsn);
         out.fence = std::max(out.fence, record.epoch);
         out.settled_lsn = std::max(out.settled_lsn, record.settled_lsn);
+        take_named(record, out);
         if (const auto* settle = std::get_if<format::SettleBody>(&record.body))
             take_voided(record.lsn, settle->voided, out);
         if (record.type == RecordType::root && (root == nullptr || is_newer(record, *root)))

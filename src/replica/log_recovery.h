@@ -41,6 +41,9 @@ class LogRecovery {
         Lsn last_lsn;
         Lsn drained_lsn;  // the newest of seals and roots
         Lsn meta_lsn;
+        // The newest data and meta record, also where it is gone: as the others name it.
+        Lsn newest_data_lsn;
+        Lsn newest_meta_lsn;
         // What is really needed no more; lower for as long as a member's seals and roots may still
         // be undone.
         Lsn trimmed_drained_lsn;
@@ -88,6 +91,7 @@ class LogRecovery {
     void settle_trims(const Indices& indices, Volume& out) const;
     void keep_roots(const Indices& indices, Volume& out);
     void check_lost_fence(VolumeId id, const Indices& indices, Volume& out) const;
+    static void take_named(const format::Record& record, Volume& out);
     void take_newest(const Indices& indices, Volume& out);
     static void take_voided(Lsn lsn, const std::vector<Lsn>& voided, Volume& out);
     std::tuple<uint64_t, Epoch, bool, size_t> rank(size_t index) const;
