@@ -190,10 +190,10 @@ struct VolumeCore {
     uint64_t size_bytes() const { return map->block_count() * kBlockBytes; }
     Pressure pressure() const;
     // An operation that other nodes keep from ending is tried again until they answer: a container
-    // waits for them, and gets no error. Errors: those of `attempt` that will not pass; stopping.
+    // waits for them, and gets no error. `outcome` is that of the first attempt, which failed.
+    // Errors: those of `attempt` that will not pass; stopping.
     template <typename Attempt>
-    Task<Result<void>> wait_for_nodes(Attempt attempt) {
-        Result<void> outcome = co_await attempt();
+    Task<Result<void>> wait_for_nodes(Result<void> outcome, Attempt attempt) {
         while (!outcome && may_pass(outcome.error())) {
             CO_TRY(co_await wait_for_nodes_once(outcome.error()));
             outcome = co_await attempt();
@@ -323,6 +323,9 @@ struct VolumeCore {
     // ---- reader.cc ----
     Task<Result<void>> read(uint64_t offset, Buffer into);
     Task<Result<void>> read_once(uint64_t offset, Buffer into);
+    Task<Result<void>> read_partial(uint64_t offset, Buffer into);
+    // With the promises renewed that it lacks.
+    Task<Result<void>> read_again(uint64_t offset, Buffer into);
     // Whole blocks; no accounting.
     Task<Result<void>> read_blocks(Lba first, Buffer into);
     Error corrupt_block(const SegmentHandle& handle, format::Place place, Lba lba,

@@ -168,19 +168,24 @@ Task<Result<void>> VolumeCore::read_blocks(Lba first, Buffer into) {
     co_return co_await read_runs(*this, plan);
 }
 
+Task<Result<void>> VolumeCore::read_partial(uint64_t offset, Buffer into) {
+    uint64_t first = round_down(offset, kBlockBytes);
+    Buffer whole = Buffer::allocate(round_up(offset + into.size(), kBlockBytes) - first);
+    CO_TRY(co_await read_blocks(Lba(first / kBlockBytes), whole));
+    std::memcpy(into.data(), whole.data() + (offset - first), into.size());
+    co_return Result<void>{};
+}
+
 Task<Result<void>> VolumeCore::read_once(uint64_t offset, Buffer into) {
-    if (offset % kBlockBytes == 0 && into.size() % kBlockBytes == 0 &&
-        reinterpret_cast<uintptr_t>(into.data()) % kBlockBytes == 0) {
-        CO_TRY(co_await read_blocks(Lba(offset / kBlockBytes), into));
-    } else {
-        uint64_t first = round_down(offset, kBlockBytes);
-        Buffer whole = Buffer::allocate(round_up(offset + into.size(), kBlockBytes) - first);
-        CO_TRY(co_await read_blocks(Lba(first / kBlockBytes), whole));
-        std::memcpy(into.data(), whole.data() + (offset - first), into.size());
-    }
-    // Another node may own the volume by now, and have written it.
-    if (!log->may_read()) [[unlikely]]
-        co_return co_await log->renew_promises();
+    bool is_whole = offset % kBlockBytes == 0 && into.size() % kBlockBytes == 0 &&
+                    reinterpret_cast<uintptr_t>(into.data()) % kBlockBytes == 0;
+    if (is_whole) return read_blocks(Lba(offset / kBlockBytes), std::move(into));
+    return read_partial(offset, std::move(into));
+}
+
+Task<Result<void>> VolumeCore::read_again(uint64_t offset, Buffer into) {
+    CO_TRY(co_await read_once(offset, std::move(into)));
+    if (!log->may_read()) co_return co_await log->renew_promises();
     co_return Result<void>{};
 }
 
@@ -194,8 +199,14 @@ Task<Result<void>> VolumeCore::read(uint64_t offset, Buffer into) {
         ++running;
     }
     Time start = resources.env.clock.now();
-    Result<void> outcome =
-        co_await wait_for_nodes([this, offset, &into] { return read_once(offset, into); });
+    Result<void> outcome = co_await read_once(offset, into);
+    // Another node may own the volume by now, and have written it.
+    if (outcome && !log->may_read()) [[unlikely]]
+        outcome = co_await log->renew_promises();
+    if (!outcome) [[unlikely]] {
+        auto again = [this, offset, &into] { return read_again(offset, into); };
+        outcome = co_await wait_for_nodes(std::move(outcome), again);
+    }
     ++counters.read.count;
     counters.read.bytes += into.size();
     counters.read.latency.add(resources.env.clock.now() - start);

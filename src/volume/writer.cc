@@ -336,8 +336,11 @@ Task<Result<void>> VolumeCore::write(uint64_t offset, Buffer from) {
     if (reinterpret_cast<uintptr_t>(from.data()) % kBlockBytes != 0) {
         from = Buffer::copy_of(from.bytes());  // devices want aligned memory
     }
-    Result<void> outcome =
-        co_await wait_for_nodes([this, offset, &from] { return write_once(offset, from); });
+    Result<void> outcome = co_await write_once(offset, from);
+    if (!outcome) [[unlikely]] {
+        auto again = [this, offset, &from] { return write_once(offset, from); };
+        outcome = co_await wait_for_nodes(std::move(outcome), again);
+    }
     account(counters.write, bytes, resources.env.clock.now() - start, outcome.has_value());
     leave_slot();
     co_return outcome;
@@ -734,8 +737,11 @@ Task<Result<void>> VolumeCore::zero(uint64_t offset, uint64_t bytes) {
     CO_TRY(check_access(offset, bytes));
     co_await enter_slot();
     Time start = resources.env.clock.now();
-    Result<void> outcome =
-        co_await wait_for_nodes([this, offset, bytes] { return zero_once(offset, bytes); });
+    Result<void> outcome = co_await zero_once(offset, bytes);
+    if (!outcome) [[unlikely]] {
+        auto again = [this, offset, bytes] { return zero_once(offset, bytes); };
+        outcome = co_await wait_for_nodes(std::move(outcome), again);
+    }
     account(counters.zero, bytes, resources.env.clock.now() - start, outcome.has_value());
     leave_slot();
     co_return outcome;
