@@ -41,12 +41,7 @@ ClusterRun::ClusterRun(uint64_t seed, ClusterPlan plan, Trace& trace)
       world_(seed, world_options_of(plan_)),
       random_(seed, kClusterWorkStream),
       began_(world_.now()) {
-    if (!plan_.planted.empty()) world_.faults().plant(plan_.planted);
-    if (plan_.site_permille == 0) return;
-    for (const base::Site* site = base::sites_begin; site != base::sites_end; ++site) {
-        if (site->kind == base::SiteKind::fault)
-            world_.faults().arm_chance(site->name, plan_.site_permille);
-    }
+    prepare_sites(world_.faults(), plan_.planted, plan_.site_permille);
 }
 
 // Frames before the objects that they use.
@@ -71,12 +66,9 @@ RunReport ClusterRun::execute() {
     report_.event_hash = world_.event_hash();
     report_.counts.events = world_.event_count();
     report_.counts.simulated = world_.now() - began_;
-    for (const auto& volume : volumes_)
-        report_.counts.operations += volume->history->operation_count();
-    for (const auto& [name, count] : world_.faults().probes())
-        report_.counts.probes[name] += count;
-    for (const auto& [name, count] : world_.faults().passes())
-        report_.counts.passes[name] += count;
+    report_.counts.operations = operation_count();
+    report_.counts.probes = world_.faults().probes();
+    report_.counts.passes = world_.faults().passes();
     return report_;
 }
 
@@ -221,6 +213,13 @@ void ClusterRun::tend(Node& node) {
     }
 }
 
+uint64_t ClusterRun::operation_count() const {
+    uint64_t sum = 0;
+    for (const auto& volume : volumes_)
+        sum += volume->history->operation_count();
+    return sum;
+}
+
 bool ClusterRun::are_all_up() const {
     return std::ranges::all_of(nodes_,
                                [](const auto& node) { return node->state == Node::State::up; });
@@ -239,14 +238,9 @@ void ClusterRun::step(Duration least, Duration most) {
 }
 
 void ClusterRun::live() {
-    auto count = [this] {
-        uint64_t sum = 0;
-        for (const auto& volume : volumes_)
-            sum += volume->history->operation_count();
-        return sum;
-    };
     for (int i = 0; i < kStepsMax; ++i) {
-        if (count() >= plan_.operations && report_.counts.fault_count() >= plan_.faults) break;
+        if (operation_count() >= plan_.operations && report_.counts.fault_count() >= plan_.faults)
+            break;
         step(std::chrono::milliseconds(10), std::chrono::milliseconds(300));
         if (random_.chance(plan_.fault_permille)) inject();
         if (random_.chance(plan_.heal_permille)) heal();

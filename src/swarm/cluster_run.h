@@ -111,7 +111,6 @@ class ClusterRun {
         std::vector<AttemptPtr> attempts;  // under way, also those that were given up
         bool is_created = false;
         bool is_creating = false;
-        bool is_checked = false;
         bool is_gone = false;
         // Where its container is to run, if anywhere special.
         Node* wanted = nullptr;
@@ -129,6 +128,7 @@ class ClusterRun {
     void step(Duration least, Duration most);
     void finish();
     bool are_all_up() const;
+    uint64_t operation_count() const;
     std::string state() const;
     Task<void> say_why(const Volume& volume, Node& node);
     void wait_until(std::string_view what, const std::function<bool()>& done);

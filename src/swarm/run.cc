@@ -55,18 +55,21 @@ uint64_t RunCounts::fault_count() const {
     return count;
 }
 
+void prepare_sites(sim::FaultPlan& faults, const std::string& planted, uint32_t permille) {
+    if (!planted.empty()) faults.plant(planted);
+    if (permille == 0) return;
+    for (const base::Site* site = base::sites_begin; site != base::sites_end; ++site) {
+        if (site->kind == base::SiteKind::fault) faults.arm_chance(site->name, permille);
+    }
+}
+
 Run::Run(uint64_t seed, Plan plan, Trace& trace)
     : plan_(std::move(plan)),
       trace_(trace),
       world_(seed, world_options(plan_)),
       random_(seed, kWorkStream),
       began_(world_.now()) {
-    if (!plan_.planted.empty()) world_.faults().plant(plan_.planted);
-    if (plan_.site_permille == 0) return;
-    for (const base::Site* site = base::sites_begin; site != base::sites_end; ++site) {
-        if (site->kind == base::SiteKind::fault)
-            world_.faults().arm_chance(site->name, plan_.site_permille);
-    }
+    prepare_sites(world_.faults(), plan_.planted, plan_.site_permille);
 }
 
 Run::~Run() {

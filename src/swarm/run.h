@@ -43,6 +43,9 @@ struct RunReport {
     RunCounts counts;
 };
 
+// A planted mistake (empty: none), and of 1,000 passes of each FAULT so many true.
+void prepare_sites(sim::FaultPlan& faults, const std::string& planted, uint32_t permille);
+
 // One run: a host with a daemon (LocalNode, Keeper, journals, devices; the production code) that
 // lives and dies as the plan says, users that read and write volumes, and a checker beside them.
 //
